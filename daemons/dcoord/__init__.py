@@ -1,0 +1,1 @@
+"""The coordinator: owns jobs, hands tasks out, records results."""

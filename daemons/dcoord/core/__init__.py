@@ -1,0 +1,1 @@
+"""The coordinator's pure core: events in, effects out; no I/O, no clock, no randomness."""

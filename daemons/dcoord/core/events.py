@@ -1,0 +1,49 @@
+"""What the core is told: the only way in. Times are Unix seconds by the coordinator's clock, stamped on arrival."""
+
+import msgspec
+
+from districomp.messages import AnyMessage
+from districomp.model import Item
+from districomp.taskdef import Definition
+
+
+class Event(msgspec.Struct, gc=False):
+    """The base of all events."""
+
+
+class Received(Event):
+    """A peer's message. `peer` numbers a connection and is never reused; `local`: it came by the control socket."""
+
+    peer: int
+    message: AnyMessage
+    at: float
+
+
+class Gone(Event):
+    """A peer's connection is closed."""
+
+    peer: int
+    at: float
+
+
+class PayloadRead(Event):
+    """The answer to the effect ReadPayload: the chunk of a job's items that begins at index `first`."""
+
+    job: int
+    first: int
+    items: list[Item]
+
+
+class DefinitionsChanged(Event):
+    """The whole catalog as it is now, by name."""
+
+    definitions: dict[str, Definition]
+
+
+class SpaceLeft(Event):
+    """How many bytes the journal's file system still takes."""
+
+    free_bytes: int
+
+
+Events = Received | Gone | PayloadRead | DefinitionsChanged | SpaceLeft

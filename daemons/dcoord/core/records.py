@@ -1,0 +1,131 @@
+"""What the core writes down before anybody hears of it, and what it reads back after a restart.
+
+The journal stores these; only the journal knows how. A commit takes the records of one batch, in
+their order, in one transaction.
+"""
+
+from typing import Any
+
+import msgspec
+
+from districomp.messages import Outcome
+from districomp.model import Item
+
+
+class Record(msgspec.Struct, gc=False):
+    """The base of all records."""
+
+
+class DefinitionRecord(Record):
+    """A definition's version, written before the first job that uses it. `body`: `taskdef.Definition` in MessagePack."""
+
+    digest: str
+    name: str
+    body: bytes
+
+
+class PayloadRecord(Record):
+    """A chunk of a job's items: those of the indices first, first + 1, ... Written before the job's own record."""
+
+    job: int
+    first: int
+    items: list[Item]
+
+
+class JobRecord(Record):
+    """A submission, complete. Payloads without one are of a submission that never ended, and are dropped at a restart."""
+
+    job: int
+    request_id: str
+    user: str
+    name: str
+    definition: str
+    definition_name: str
+    params: dict[str, Any]
+    count: int
+    numbers: tuple[int, int] | None
+    max_fails: int | None
+    submitted: float
+
+
+class DropRecord(Record):
+    """A submission was given up: forget its payloads."""
+
+    job: int
+
+
+class FrontierRecord(Record):
+    """No index of the job at or above `frontier` has ever been leased. `started`: when its first lease was given."""
+
+    job: int
+    frontier: int
+    started: float
+
+
+class OutcomeRecord(Record):
+    """Attempts that ended (or, with `sweep`, tasks that need none any more). One row, packed."""
+
+    outcome: Outcome
+
+
+class JobEndRecord(Record):
+    """A job ended: its state's name, its tasks by state (model.STATE_NAMES' order), and when."""
+
+    job: int
+    state: str
+    counts: list[int]
+    ended: float
+
+
+class WorkerRecord(Record):
+    """A worker joined (`present`), or left for good or was declared lost."""
+
+    worker: str
+    name: str
+    present: bool
+    at: float
+
+
+Records = (
+    DefinitionRecord
+    | PayloadRecord
+    | JobRecord
+    | DropRecord
+    | FrontierRecord
+    | OutcomeRecord
+    | JobEndRecord
+    | WorkerRecord
+)
+
+
+class Head(msgspec.Struct, array_like=True, gc=False):
+    """The part of an Outcome that says what became of the tasks; defaults as there."""
+
+    serial: int
+    indexes: list[int]
+    states: list[int]
+    reasons: list[str]
+    sweep: int | None
+
+
+class RestoredJob(msgspec.Struct):
+    """A job as the journal has it. `heads` (by serial) only if it has not ended; `chunks`: the first index of each payload chunk."""
+
+    record: JobRecord
+    frontier: int
+    started: float | None
+    chunks: list[int]
+    heads: list[Head]
+    last_serial: int
+    end: JobEndRecord | None
+
+
+class Restored(msgspec.Struct):
+    """Everything that the core starts from. `epoch` is already this start's own; `workers`: those present when it stopped."""
+
+    epoch: int
+    cluster: str
+    definitions: dict[str, bytes]
+    jobs: list[RestoredJob]
+    workers: list[WorkerRecord]
+    last_job: int

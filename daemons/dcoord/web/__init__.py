@@ -1,0 +1,1 @@
+"""The web server's process: pages, the JSON API, task data, results and blobs."""

@@ -1,0 +1,1 @@
+"""The command line; uses only the client library."""

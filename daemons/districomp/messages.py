@@ -1,0 +1,325 @@
+"""Every message of the wire protocol, both directions; `docs/protocol.md` is its specification.
+
+A frame is one message: a MessagePack array `[tag, field, ...]`. Columns (lists of one length, one
+entry a task) instead of an object a task, because a frame carries many tasks; an EMPTY column means
+that every entry has the default named beside it.
+
+Changing the protocol: a message's fields are only ever appended, with a default, and only together
+with a higher PROTOCOL_VERSION; a peer of another version is refused with both versions named.
+"""
+
+from typing import Any, Final
+
+import msgspec
+
+from districomp.model import Item, Payload
+
+PROTOCOL_VERSION: Final = 1
+FRAME_BYTES_MAX: Final = 1024 * 1024
+"""Largest frame once a peer has said who it is."""
+GREETING_BYTES_MAX: Final = 64 * 1024
+"""Largest frame before that, and GREETING_S the time it has for it."""
+GREETING_S: Final = 5.0
+BATCH_BYTES: Final = 256 * 1024
+"""Senders cut their batches at about this size, so that a cancel never waits behind megabytes."""
+BATCH_TASKS: Final = 1024
+
+
+class Message(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False):
+    """The base of all messages."""
+
+
+class Machine(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
+    """What a worker's machine is, for `requires` and for people."""
+
+    arch: str = ""
+    system: str = ""
+    cpus: int = 0
+    memory_bytes: int = 0
+    isolation: list[str] = []
+    programs: list[str] = []
+    labels: list[str] = []
+
+
+# ---- greeting: the first message of a connection says who is there ----
+
+
+class HelloWorker(Message, tag=1):
+    """worker: joins. `worker` is its lasting id, `cluster` the name or id that it wants ('' any)."""
+
+    version: int
+    cluster: str
+    worker: str
+    name: str
+    slots: int
+    machine: Machine
+
+
+class HelloClient(Message, tag=2):
+    """client: asks and submits. `program` is for the log."""
+
+    version: int
+    program: str
+
+
+class HelloWeb(Message, tag=3):
+    """dcoord-web, on the control socket only: where it serves; answered like a client from then on."""
+
+    version: int
+    pid: int
+    web_url: str
+    data_url: str
+
+
+class Welcome(Message, tag=4):
+    """coordinator: the greeting was accepted. `now` is its clock (Unix seconds), which all times in reports follow."""
+
+    version: int
+    cluster: str
+    name: str
+    epoch: int
+    lease_s: float
+    data_url: str
+    now: float
+
+
+class Goodbye(Message, tag=5):
+    """either side: the connection ends, and why; `code` is stable, the text is for people."""
+
+    code: str
+    text: str
+
+
+class Heartbeat(Message, tag=6):
+    """worker, every third of a lease; the coordinator answers with the same."""
+
+
+# ---- coordinator to worker ----
+
+
+class DataAt(Message, tag=10):
+    """The data port has moved."""
+
+    url: str
+
+
+class Define(Message, tag=11):
+    """A definition, before the first job that uses it: `taskdef.Definition` in MessagePack."""
+
+    digest: str
+    body: bytes
+
+
+class JobSpec(Message, tag=12):
+    """A job, before its first lease on this connection. `numbers` is (start, step): item k is start + k * step."""
+
+    job: int
+    definition: str
+    params: dict[str, Any]
+    numbers: tuple[int, int] | None = None
+
+
+class Assign(Message, tag=13):
+    """Leases of one job; their tokens are lease, lease + 1, ..."""
+
+    job: int
+    lease: int
+    indexes: list[int]
+    attempts: list[int] = []  # all 1
+    items: list[Item] = []  # numbers, or no input at all
+
+
+class Recall(Message, tag=14):
+    """Give these back if they have not started; answered by Returned."""
+
+    leases: list[int]
+
+
+class Stop(Message, tag=15):
+    """End these attempts: TERM, KILL later. Answered by a report when each has ended."""
+
+    leases: list[int]
+
+
+class Ack(Message, tag=16):
+    """These reports are recorded or refused for good: forget them."""
+
+    serials: list[int]
+
+
+class Resend(Message, tag=17):
+    """The journal works again: send every report that has no Ack."""
+
+
+# ---- worker to coordinator ----
+
+
+class Inventory(Message, tag=20):
+    """After Welcome, before anything else: every lease held and not yet reported. The last one has `last`."""
+
+    job: int
+    leases: list[int]
+    indexes: list[int]
+    attempts: list[int]
+    started: list[float | None]
+    last: bool
+
+
+class Started(Message, tag=21):
+    """Attempts that run by now; those shorter than the worker's reporting interval are never named."""
+
+    leases: list[int]
+    times: list[float]
+
+
+class Returned(Message, tag=22):
+    """Leases given back unstarted, all those of a Recall that could be."""
+
+    leases: list[int]
+
+
+class Reports(Message, tag=23):
+    """Attempts of one job that ended, in their order. Kept by the worker until `serial` is acknowledged."""
+
+    serial: int
+    job: int
+    leases: list[int]
+    indexes: list[int]
+    attempts: list[int] = []  # all 1
+    reasons: list[str] = []  # all "done"
+    exit_codes: list[int | None] = []  # all None
+    signals: list[int | None] = []  # all None
+    started: list[float | None] = []  # all None; Unix seconds by the coordinator's clock
+    ended: list[float] = []
+    cpu_s: list[float | None] = []  # all None
+    memory_bytes: list[int | None] = []  # all None
+    stderr: list[bytes] = []  # all empty
+    results: list[Payload | None] = []  # all None
+
+
+# ---- client to coordinator; `request` numbers the connection's requests, replies carry it back ----
+
+
+class Submit(Message, tag=30):
+    """A job. Exactly one of: `numbers` (start, step) with `count`; items, here and in Items until `last`; `count` = 1 alone (no input)."""
+
+    request: int
+    request_id: str
+    definition: str
+    params: dict[str, Any]
+    name: str = ""
+    numbers: tuple[int, int] | None = None
+    count: int = 0
+    items: list[Item] = []
+    last: bool = True
+    max_fails: int | None = None
+    user: str = ""
+
+
+class Items(Message, tag=31):
+    """More items of a submission that is under way."""
+
+    request: int
+    items: list[Item]
+    last: bool
+
+
+class Accepted(Message, tag=32):
+    """The submission is on disk."""
+
+    request: int
+    job: int
+    tasks: int
+
+
+class Refused(Message, tag=33):
+    """A request was refused and nothing of it was kept."""
+
+    request: int
+    code: str
+    text: str
+
+
+class Watch(Message, tag=34):
+    """Reply with these jobs' documents now, and again on a change at most every `interval_s`, until all ended (`last`)."""
+
+    request: int
+    jobs: list[int]
+    interval_s: float = 0.2
+
+
+class Results(Message, tag=35):
+    """Reply with the next rows of a job after `after` (0 at first); with `wait`, only when there are some or the job has ended."""
+
+    request: int
+    job: int
+    after: int
+    wait: bool
+
+
+class ResultRows(Message, tag=36):
+    """Rows of the journal, each an Outcome in MessagePack; `after` for the next request; `ended`: no more will come."""
+
+    request: int
+    rows: list[bytes]
+    after: int
+    ended: bool
+
+
+class Cancel(Message, tag=37):
+    """Cancel a whole job (no indexes) or some of its tasks; answered by the job's document once recorded."""
+
+    request: int
+    job: int
+    indexes: list[int] = []
+
+
+class Query(Message, tag=38):
+    """Ask for documents: status, jobs, job, tasks, task, workers, definitions."""
+
+    request: int
+    noun: str
+    job: int = 0
+    index: int = 0
+    state: str = ""
+
+
+class Reply(Message, tag=39):
+    """Documents (`districomp.documents`), each in MessagePack; `last`: the request is answered."""
+
+    request: int
+    documents: list[bytes]
+    last: bool = True
+
+
+AnyMessage = (
+    HelloWorker | HelloClient | HelloWeb | Welcome | Goodbye | Heartbeat
+    | DataAt | Define | JobSpec | Assign | Recall | Stop | Ack | Resend
+    | Inventory | Started | Returned | Reports
+    | Submit | Items | Accepted | Refused | Watch | Results | ResultRows | Cancel | Query | Reply
+)  # fmt: skip
+
+
+class Outcome(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False):
+    """Attempts of one job that ended together: a row of the journal, and what ResultRows carries.
+
+    `serial` numbers a job's rows from 1. `states` are what the tasks became (empty: all done; 0 = to be retried).
+    `sweep`: a state that every task still queued took at this point (a cancelled job).
+    """
+
+    job: int
+    serial: int
+    worker: str
+    indexes: list[int]
+    states: list[int] = []
+    attempts: list[int] = []
+    reasons: list[str] = []
+    exit_codes: list[int | None] = []
+    signals: list[int | None] = []
+    started: list[float | None] = []
+    ended: list[float] = []
+    cpu_s: list[float | None] = []
+    memory_bytes: list[int | None] = []
+    stderr: list[bytes] = []
+    results: list[Payload | None] = []
+    sweep: int | None = None

@@ -1,0 +1,1 @@
+"""The worker: finds the coordinator, joins, runs tasks."""

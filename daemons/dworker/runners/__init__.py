@@ -1,0 +1,1 @@
+"""How a task runs: one file a kind of runner."""
