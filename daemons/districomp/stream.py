@@ -1,0 +1,165 @@
+"""One connection of the wire protocol over an asyncio transport (TCP or a Unix socket).
+
+Owns bytes in and out, the greeting's deadline, back pressure and an orderly end. Does not know what
+a message means: the owner's handler does.
+"""
+
+import asyncio
+import logging
+import time
+from typing import Protocol, cast
+
+from districomp import wire
+from districomp.errors import RemoteProtocolError
+from districomp.messages import GREETING_S, AnyMessage, Goodbye, Message
+
+log = logging.getLogger(__name__)
+
+UNSENT_BYTES_MAX = 64 * 1024 * 1024
+"""A peer that lets more than this pile up is cut off: it must not grow us."""
+CLOSE_S = 2.0
+"""How long a closing connection may take to hand over its last bytes."""
+
+
+class Handler(Protocol):
+    """Who owns a connection. Called from the event loop; must not block."""
+
+    def opened(self, connection: "Connection") -> None:
+        """The transport is connected; nothing has been received."""
+
+    def received(self, connection: "Connection", messages: list[AnyMessage], at: float) -> None:
+        """Whole messages, in order; `at` is when they arrived (Unix seconds)."""
+
+    def closed(self, connection: "Connection", reason: str) -> None:
+        """The connection is gone; called once, also when it was our own doing."""
+
+
+class Connection(asyncio.Protocol):
+    """A framed connection. The accepting side calls `greeted()` once it has accepted the first message."""
+
+    def __init__(self, handler: Handler, *, accepting: bool = False) -> None:
+        self.peer = 0
+        """A number of the owner's, for its tables."""
+        self.address = ""
+        """Where the peer is, for people: HOST:PORT, or the socket's path."""
+        self.is_local = False
+        """Whether it is a Unix socket."""
+        self._handler = handler
+        self._accepting = accepting
+        self._decoder = wire.Decoder()
+        self._transport: asyncio.Transport | None = None
+        self._deadline: asyncio.TimerHandle | None = None
+        self._reason = ""
+        self._can_write = asyncio.Event()
+        self._can_write.set()
+
+    # ---- asyncio's side ----
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """asyncio: connected."""
+        self._transport = cast(asyncio.Transport, transport)
+        name = transport.get_extra_info("peername") or transport.get_extra_info("sockname")
+        self.is_local = not isinstance(name, tuple)
+        self.address = "local" if self.is_local else _address_text(name)
+        if self._accepting:
+            loop = asyncio.get_running_loop()
+            self._deadline = loop.call_later(GREETING_S, self._abort, f"said nothing valid within {GREETING_S:g} s")
+        else:
+            self._decoder.greeted()
+        self._handler.opened(self)
+
+    def data_received(self, data: bytes) -> None:
+        """asyncio: bytes."""
+        at = time.time()
+        try:
+            messages = self._decoder.receive(data)
+        except RemoteProtocolError as error:
+            log.warning("%s: %s; closing its connection", self.address, error)
+            self.close("protocol", str(error))
+            return
+        if messages and not self.is_closing:
+            self._handler.received(self, messages, at)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """asyncio: gone."""
+        self._cancel_deadline()
+        self._can_write.set()
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            self._handler.closed(self, self._reason or (str(exc) if exc else "closed by the peer"))
+
+    def pause_writing(self) -> None:
+        """asyncio: the peer takes its bytes more slowly than we send them."""
+        self._can_write.clear()
+
+    def resume_writing(self) -> None:
+        """asyncio: it has caught up."""
+        self._can_write.set()
+
+    # ---- the owner's side ----
+
+    def greeted(self) -> None:
+        """The peer has said who it is: full-size frames from now on, no greeting deadline."""
+        self._decoder.greeted()
+        self._cancel_deadline()
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether it is closed or on its way there."""
+        return self._transport is None or self._transport.is_closing()
+
+    @property
+    def unsent_bytes(self) -> int:
+        """Bytes accepted by `send` that the peer has not taken yet."""
+        return 0 if self._transport is None else self._transport.get_write_buffer_size()
+
+    def send(self, message: Message) -> None:
+        """Send a message; silently nothing when the connection is gone (its `closed` says so)."""
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        transport.write(wire.encode(message))
+        if transport.get_write_buffer_size() > UNSENT_BYTES_MAX:
+            self._abort(f"takes nothing: {UNSENT_BYTES_MAX} bytes wait for it")
+
+    async def drained(self) -> None:
+        """Wait until the peer has taken most of what was sent, or is gone."""
+        await self._can_write.wait()
+
+    def pause_reading(self) -> None:
+        """Take no more bytes until `resume_reading`."""
+        if not self.is_closing and self._transport is not None and self._transport.is_reading():
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """The inverse of `pause_reading`."""
+        if not self.is_closing and self._transport is not None and not self._transport.is_reading():
+            self._transport.resume_reading()
+
+    def close(self, code: str = "", text: str = "") -> None:
+        """End the connection, with a Goodbye if there is a code; cut it when the peer does not take that in time."""
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        self._reason = text or code or "closed"
+        if code:
+            transport.write(wire.encode(Goodbye(code, text)))
+        transport.close()
+        self._cancel_deadline()
+        self._deadline = asyncio.get_running_loop().call_later(CLOSE_S, transport.abort)
+
+    def _abort(self, reason: str) -> None:
+        if self._transport is not None:
+            log.warning("%s %s; closing its connection", self.address, reason)
+            self._reason = reason
+            self._transport.abort()
+
+    def _cancel_deadline(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+
+def _address_text(name: tuple[str | int, ...]) -> str:
+    host, port = name[0], name[1]
+    return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
