@@ -1,0 +1,411 @@
+"""The client library: submit jobs, wait for them, read their results. `dctl` stands on it alone.
+
+Owns the requests and what they mean to a caller. Connections and their return after a restart are
+`client_link.py`'s, inputs `client_items.py`'s, large payloads `client_blobs.py`'s. Never imports asyncio.
+"""
+
+import os
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import IO, TYPE_CHECKING, Any, Final, Self, TypeVar
+
+import msgspec
+
+from districomp.client_items import Batches, GivenItem
+from districomp.client_link import Link, LinkLostError, LinkPool, Notice
+from districomp.client_results import TaskRecord, TaskResult, ended_tasks, in_task_order
+from districomp.documents import (
+    DefinitionDocument,
+    JobDocument,
+    StatusDocument,
+    TaskDocument,
+    WorkerDocument,
+)
+from districomp.errors import DistricompError, LocalProtocolError, RemoteProtocolError, UsageError
+from districomp.messages import (
+    Accepted,
+    Cancel,
+    Items,
+    Outcome,
+    Query,
+    Reply,
+    ResultRows,
+    Results,
+    Submit,
+    Watch,
+)
+from districomp.model import Blob
+
+if TYPE_CHECKING:
+    from districomp.client_blobs import Blobs
+
+WATCH_S: Final = 0.2
+ENDED_JOB_STATES: Final = ("done", "failed", "cancelled")
+NUMBER_MAX: Final = 2**63 - 1
+
+Document = TypeVar("Document", bound=msgspec.Struct)
+_outcomes: msgspec.msgpack.Decoder[Outcome] = msgspec.msgpack.Decoder(Outcome)
+
+
+class Client:
+    """A coordinator, as one who submits sees it. Use as a context manager; safe to use from several threads.
+
+    Without `coordinator` (HOST:PORT or a socket's path) it is the local control socket, else DISTRICOMP_COORDINATOR.
+    When the coordinator goes away later, every call waits for it to come back; `on_notice` is then told so.
+    """
+
+    def __init__(
+        self,
+        coordinator: str | None = None,
+        token_file: str | os.PathLike[str] | None = None,
+        *,
+        program: str = "python",
+        on_notice: Notice | None = None,
+    ) -> None:
+        self.token_file = token_file
+        self._pool = LinkPool(coordinator, program, on_notice)
+        self._blobs: Blobs | None = None
+
+    def __enter__(self) -> Self:
+        """Connect. UnreachableError if there is no coordinator."""
+        self._pool.give(self._pool.take())
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all connections; jobs go on."""
+        self._pool.close()
+        if self._blobs is not None:
+            self._blobs.close()
+
+    # ---- jobs ----
+
+    def submit(
+        self,
+        definition: str,
+        *,
+        data: bytes | str | os.PathLike[str] | None = None,
+        items: Iterable[GivenItem] | None = None,
+        files: Iterable[str | os.PathLike[str]] | None = None,
+        range: range | None = None,
+        params: Mapping[str, Any] | None = None,
+        name: str = "",
+        request_id: str | None = None,
+        max_fails: int | None = None,
+    ) -> "Job":
+        """Submit a job with one of: nothing (one task without input), `data`, `items`, `files`, `range`.
+
+        A path as `data` or an item means its content; `files` also sends the path as the item's text. The same
+        `request_id` (a UUID) gives the same job. UsageError, or RefusedError by the coordinator: nothing was submitted.
+        """
+        given = sum(form is not None for form in (data, items, files, range))
+        if given > 1:
+            raise UsageError("one submission has one form of input: data, items, files or range; give only one of them")
+        request_id = request_id or str(uuid.uuid4())
+        message = Submit(
+            0, request_id, definition, dict(params or {}), name, max_fails=max_fails, user=_user(), count=1
+        )
+        if range is not None:
+            message.numbers, message.count = _numbers(range)
+            return self._submit(message, None)
+        source = _source(data, items, files)
+        if source is None:
+            return self._submit(message, None)
+        message.count = 0
+        batches = Batches(source, self._upload)
+        try:
+            return self._submit(message, batches)
+        finally:
+            batches.close()
+
+    def job(self, number: int, tasks: int | None = None) -> "Job":
+        """A job by its number; nothing is asked yet."""
+        return Job(self, number, tasks)
+
+    def jobs(self) -> list[JobDocument]:
+        """All jobs that the coordinator knows, by number."""
+        return self._query(JobDocument, noun="jobs")
+
+    def watch(
+        self, jobs: Sequence[int], interval_s: float = WATCH_S, timeout: float | None = None
+    ) -> Iterator[list[JobDocument]]:
+        """Documents of jobs, now and whenever they change, until all have ended. TimeoutError after `timeout` seconds."""
+        deadline = _deadline(timeout)
+        lost: LinkLostError | None = None
+        while True:
+            link = self._pool.take(deadline, lost)
+            whole = False
+            try:
+                request = link.next_request()
+                link.send(Watch(request, list(jobs), interval_s))
+                while not whole:
+                    reply = _expect(link.receive(request, deadline), Reply)
+                    whole = reply.last
+                    if reply.documents:
+                        yield [_document(body, JobDocument) for body in reply.documents]
+                return
+            except LinkLostError as error:
+                lost = error
+            finally:
+                if whole:
+                    self._pool.give(link)
+                else:
+                    link.close()
+
+    def wait(self, jobs: Sequence[int], timeout: float | None = None) -> list[JobDocument]:
+        """The final documents of jobs, by number, when all have ended. TimeoutError after `timeout` seconds."""
+        latest: dict[int, JobDocument] = {}
+        for documents in self.watch(jobs, 1.0, timeout):
+            latest.update((document.job, document) for document in documents)
+        return [latest[number] for number in sorted(latest)]
+
+    def records(
+        self, job: int, *, wait: bool = True, timeout: float | None = None, tasks: int | None = None
+    ) -> Iterator[TaskRecord]:
+        """The ended tasks of a job as they end; with `wait` until the job has ended. TimeoutError after `timeout`.
+
+        `tasks` (asked for if it is None) tells which tasks a cancelled job never started.
+        """
+        deadline = _deadline(timeout)
+        ended_marks: bytearray | None = None
+        sweep: int | None = None
+        after = 0
+        while True:
+            rows = self._results(job, after, wait, deadline)
+            for body in rows.rows:
+                outcome = _outcomes.decode(body)
+                sweep = outcome.sweep if outcome.sweep is not None else sweep
+                if ended_marks is None:
+                    ended_marks = bytearray(tasks if tasks is not None else self.job(job).document().tasks)
+                for record in ended_tasks(outcome):
+                    ended_marks[record.index] = 1
+                    yield record
+            after = rows.after
+            if rows.ended or not (rows.rows or wait):
+                break
+        if rows.ended and sweep is not None and ended_marks is not None:
+            index = ended_marks.find(0)
+            while index >= 0:
+                yield TaskRecord(job, index, sweep)
+                index = ended_marks.find(0, index + 1)
+
+    def cancel(self, job: int, indexes: Sequence[int] = ()) -> JobDocument:
+        """Cancel a job, or some of its tasks; recorded when this returns the job's document."""
+
+        def ask(link: Link) -> list[JobDocument]:
+            request = link.next_request()
+            link.send(Cancel(request, job, list(indexes)))
+            return _documents(link, request, JobDocument)
+
+        return self._pool.call(ask)[0]
+
+    # ---- what there is ----
+
+    def status(self) -> StatusDocument:
+        """The cluster in figures."""
+        return self._query(StatusDocument, noun="status")[0]
+
+    def tasks(self, job: int, state: str = "") -> list[TaskDocument]:
+        """A job's tasks, perhaps only those in one state."""
+        return self._query(TaskDocument, noun="tasks", job=job, state=state)
+
+    def task(self, job: int, index: int) -> TaskDocument:
+        """One task with its attempts."""
+        return self._query(TaskDocument, noun="task", job=job, index=index)[0]
+
+    def workers(self) -> list[WorkerDocument]:
+        """All workers that the coordinator knows."""
+        return self._query(WorkerDocument, noun="workers")
+
+    def definitions(self) -> list[DefinitionDocument]:
+        """What can be submitted, and which files are wrong."""
+        return self._query(DefinitionDocument, noun="definitions")
+
+    def document(self, job: int) -> JobDocument:
+        """One job."""
+        return self._query(JobDocument, noun="job", job=job)[0]
+
+    def download(self, blob: Blob, file: IO[bytes]) -> None:
+        """Fetch a payload above 64 KiB into a seekable file, checked."""
+        self._data_port().get(blob, file)
+
+    # ---- inside ----
+
+    def _submit(self, message: Submit, batches: Batches | None) -> "Job":
+        try:
+            accepted = self._pool.call(lambda link: _send_submission(link, message, batches))
+        except LocalProtocolError as error:
+            raise UsageError(f"the submission does not fit into a message: {error}; shorten its parameters") from error
+        return Job(self, accepted.job, accepted.tasks)
+
+    def _results(self, job: int, after: int, wait: bool, deadline: float | None) -> ResultRows:
+        def ask(link: Link) -> ResultRows:
+            request = link.next_request()
+            link.send(Results(request, job, after, wait))
+            return _expect(link.receive(request, deadline), ResultRows)
+
+        return self._pool.call(ask, deadline)
+
+    def _query(
+        self, kind: type[Document], *, noun: str, job: int = 0, index: int = 0, state: str = ""
+    ) -> list[Document]:
+        def ask(link: Link) -> list[Document]:
+            request = link.next_request()
+            link.send(Query(request, noun, job, index, state))
+            return _documents(link, request, kind)
+
+        return self._pool.call(ask)
+
+    def _upload(self, file: IO[bytes]) -> Blob:
+        return self._data_port().put(file)
+
+    def _data_port(self) -> "Blobs":
+        if self._blobs is None:
+            from districomp.client_blobs import Blobs  # it brings http.client, which most commands never need
+
+            self._blobs = Blobs(self._data_url)
+        return self._blobs
+
+    def _data_url(self, anew: bool) -> str:
+        return self._pool.fresh_data_url() if anew or not self._pool.data_url else self._pool.data_url
+
+
+class Job:
+    """A submission: `number`, and how to wait for it and read it."""
+
+    def __init__(self, client: Client, number: int, tasks: int | None = None) -> None:
+        self.number = number
+        self._client = client
+        self._tasks = tasks
+
+    def __repr__(self) -> str:
+        return f"<Job {self.number}>"
+
+    @property
+    def tasks(self) -> int:
+        """How many tasks it has."""
+        if self._tasks is None:
+            self._tasks = self.document().tasks
+        return self._tasks
+
+    def document(self) -> JobDocument:
+        """Its state and counts now."""
+        return self._client.document(self.number)
+
+    def watch(self, interval_s: float = WATCH_S, timeout: float | None = None) -> Iterator[JobDocument]:
+        """Its document now and after each change until it has ended. TimeoutError after `timeout` seconds."""
+        for documents in self._client.watch([self.number], interval_s, timeout):
+            yield from documents
+
+    def wait(self, timeout: float | None = None) -> JobDocument:
+        """Its document once it has ended. TimeoutError after `timeout` seconds; the job goes on then."""
+        return self._client.wait([self.number], timeout)[0]
+
+    def as_completed(self, *, wait: bool = True, timeout: float | None = None) -> Iterator[TaskResult]:
+        """Its tasks as they end, whichever way. Without `wait` those that have ended by now."""
+        for record in self._client.records(self.number, wait=wait, timeout=timeout, tasks=self._tasks):
+            yield TaskResult(record, self._client.download)
+
+    def results(self, *, wait: bool = True, timeout: float | None = None) -> Iterator[TaskResult]:
+        """Its tasks in task order, each as soon as it and all before it have ended."""
+        records = self._client.records(self.number, wait=wait, timeout=timeout, tasks=self._tasks)
+        for record in in_task_order(records):
+            yield TaskResult(record, self._client.download)
+
+    def cancel(self) -> JobDocument:
+        """Cancel what has not ended of it; recorded when this returns."""
+        return self._client.cancel(self.number)
+
+
+def _send_submission(link: Link, message: Submit, batches: Batches | None) -> Accepted:
+    """Send one submission, whole, from its start, and take the answer."""
+    request = link.next_request()
+    message.request = request
+    if batches is None:
+        link.send(message)
+        return _expect(link.receive(request), Accepted)
+    source = iter(batches)
+    batch = next(source, None)
+    if batch is None:
+        raise UsageError("nothing to submit: the input is empty, and a job needs at least one item")
+    ahead = next(source, None)
+    link.send(msgspec.structs.replace(message, items=batch, last=ahead is None))
+    while ahead is not None:
+        # The answer may come early: a refusal, or the job that this request id has already.
+        answer = link.poll(request)
+        if answer is not None:
+            return _expect(answer, Accepted)
+        batch, ahead = ahead, next(source, None)
+        link.send(Items(request, batch, last=ahead is None))
+    return _expect(link.receive(request), Accepted)
+
+
+def _documents(link: Link, request: int, kind: type[Document]) -> list[Document]:
+    """All documents of a reply, which may come in several messages."""
+    bodies: list[bytes] = []
+    while True:
+        reply = _expect(link.receive(request), Reply)
+        bodies += reply.documents
+        if reply.last:
+            return [_document(body, kind) for body in bodies]
+
+
+def _document(body: bytes, kind: type[Document]) -> Document:
+    try:
+        return msgspec.msgpack.decode(body, type=kind)
+    except msgspec.MsgspecError as error:
+        raise RemoteProtocolError(f"the coordinator sent a {kind.__name__} that cannot be read: {error}") from error
+
+
+Expected = TypeVar("Expected", Accepted, Reply, ResultRows)
+
+
+def _expect(message: object, kind: type[Expected]) -> Expected:
+    if not isinstance(message, kind):
+        raise RemoteProtocolError(f"the coordinator answered with {type(message).__name__}, not {kind.__name__}")
+    return message
+
+
+def _source(
+    data: bytes | str | os.PathLike[str] | None,
+    items: Iterable[GivenItem] | None,
+    files: Iterable[str | os.PathLike[str]] | None,
+) -> Iterable[GivenItem] | None:
+    """The items of a submission, None if it has none."""
+    from districomp.client_items import FileItem
+
+    if data is not None:
+        return [data]
+    if isinstance(items, str | bytes):
+        raise UsageError("items is one text, not several; use data= for a single item, or a list")
+    if files is not None:
+        return [FileItem(os.fspath(path)) for path in files]
+    return items
+
+
+def _numbers(numbers: range) -> tuple[tuple[int, int], int]:
+    if not len(numbers):
+        raise UsageError(f"nothing to submit: {numbers!r} is empty, and a job needs at least one item")
+    if max(abs(numbers.start), abs(numbers[-1]), abs(numbers.step)) > NUMBER_MAX:
+        raise UsageError(f"{numbers!r} leaves the 64-bit integers; use smaller numbers")
+    return (numbers.start, numbers.step), len(numbers)
+
+
+def _user() -> str:
+    """Who we are, for `dctl job list` and `last`."""
+    try:
+        import pwd
+
+        return pwd.getpwuid(os.getuid()).pw_name
+    except (ImportError, KeyError):
+        return str(os.getuid()) if hasattr(os, "getuid") else os.environ.get("USERNAME", "")
+
+
+def _deadline(timeout: float | None) -> float | None:
+    return None if timeout is None else time.monotonic() + timeout
+
+
+__all__ = ["Client", "DistricompError", "Job", "TaskResult"]

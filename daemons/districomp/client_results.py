@@ -1,0 +1,230 @@
+"""What became of tasks, as a client sees it: the journal's rows unpacked, and put in task order.
+
+Owns `TaskResult` and the shelf of results that wait for an earlier one. Must not know connections.
+"""
+
+import io
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import IO, Final
+
+import msgspec
+
+from districomp.errors import DistricompError
+from districomp.messages import Outcome
+from districomp.model import DONE, QUEUED, STATE_NAMES, Blob, Payload, payload_size, task_text
+
+SHELF_BYTES: Final = 32 * 1024 * 1024
+"""Results that wait for an earlier one are kept in memory up to this, then in a temporary file."""
+
+Download = Callable[[Blob, IO[bytes]], None]
+
+
+class TaskFailedError(DistricompError):
+    """A result was asked for of a task that has none."""
+
+
+class TaskRecord(msgspec.Struct, array_like=True, gc=False):
+    """The attempt by which a task ended; what is not known is None or empty."""
+
+    job: int
+    index: int
+    state: int
+    worker: str = ""
+    attempt: int = 0
+    reason: str = ""
+    exit_code: int | None = None
+    signal: int | None = None
+    started: float | None = None
+    ended: float | None = None
+    stderr: bytes = b""
+    payload: Payload | None = None
+
+
+class TaskResult:
+    """A task that has ended: `index`, `state`, `reason` and the rest of `record`; `read()` gives the result."""
+
+    __slots__ = ("_download", "record")
+
+    def __init__(self, record: TaskRecord, download: Download) -> None:
+        self.record = record
+        self._download = download
+
+    def __repr__(self) -> str:
+        return f"<TaskResult {self.task} {self.state}>"
+
+    @property
+    def index(self) -> int:
+        """The task's place in its job, from 0."""
+        return self.record.index
+
+    @property
+    def task(self) -> str:
+        """The task's id, `JOB.INDEX`."""
+        return task_text(self.record.job, self.record.index)
+
+    @property
+    def state(self) -> str:
+        """done, failed, cancelled or skipped."""
+        return STATE_NAMES[self.record.state]
+
+    @property
+    def ok(self) -> bool:
+        """Whether the task is done, so that it has a result."""
+        return self.record.state == DONE
+
+    @property
+    def size(self) -> int:
+        """Bytes of the result."""
+        return payload_size(self.record.payload)
+
+    @property
+    def blob(self) -> Blob | None:
+        """The result's name and size if it is above 64 KiB."""
+        return self.record.payload if isinstance(self.record.payload, Blob) else None
+
+    def why(self) -> str:
+        """How the task ended, in a few words: `exit 1`, `signal 9`, `timeout`, `cancelled`."""
+        record = self.record
+        if record.reason == "exit" and record.exit_code is not None:
+            return f"exit {record.exit_code}"
+        if record.reason == "signal" and record.signal is not None:
+            return f"signal {record.signal}"
+        return record.reason or self.state
+
+    def read(self) -> bytes:
+        """The result's bytes, fetched if they are above 64 KiB. TaskFailedError if the task is not done."""
+        self._need_done()
+        if not isinstance(self.record.payload, Blob):
+            return self.record.payload or b""
+        file = io.BytesIO()
+        self._download(self.record.payload, file)
+        return file.getvalue()
+
+    def copy_to(self, file: IO[bytes]) -> None:
+        """Write the result into a seekable file. TaskFailedError if the task is not done."""
+        self._need_done()
+        if isinstance(self.record.payload, Blob):
+            self._download(self.record.payload, file)
+        else:
+            file.write(self.record.payload or b"")
+
+    def save(self, path: str | Path) -> None:
+        """Write the result to a file, which appears once it is whole. TaskFailedError if the task is not done."""
+        whole = Path(path)
+        part = whole.with_name(whole.name + ".part")
+        try:
+            with part.open("wb") as file:
+                self.copy_to(file)
+            part.replace(whole)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+
+    def _need_done(self) -> None:
+        if self.ok:
+            return
+        tail = self.record.stderr.decode("utf-8", "replace").strip()
+        said = f"; it said: {tail[-2000:]}" if tail else ""
+        raise TaskFailedError(f"task {self.task} has no result: {self.state} ({self.why()}){said}")
+
+
+def ended_tasks(outcome: Outcome) -> Iterator[TaskRecord]:
+    """The tasks that a row of the journal ends; attempts that will be retried are left out."""
+    for place, index in enumerate(outcome.indexes):
+        state = outcome.states[place] if outcome.states else DONE
+        if state == QUEUED:
+            continue
+        yield TaskRecord(
+            outcome.job,
+            index,
+            state,
+            outcome.worker,
+            outcome.attempts[place] if outcome.attempts else 1,
+            outcome.reasons[place] if outcome.reasons else "done",
+            outcome.exit_codes[place] if outcome.exit_codes else None,
+            outcome.signals[place] if outcome.signals else None,
+            outcome.started[place] if outcome.started else None,
+            outcome.ended[place] if outcome.ended else None,
+            outcome.stderr[place] if outcome.stderr else b"",
+            outcome.results[place] if outcome.results else None,
+        )
+
+
+def in_task_order(records: Iterable[TaskRecord]) -> Iterator[TaskRecord]:
+    """The same records by index, each as soon as all before it have come; after a gap at the end of the input.
+
+    The first record of a task counts. What waits takes SHELF_BYTES of memory at most.
+    """
+    shelf = _Shelf()
+    following = 0
+    try:
+        for record in records:
+            if record.index == following:
+                yield record
+                following += 1
+                while (waiting := shelf.take(following)) is not None:
+                    yield waiting
+                    following += 1
+            elif record.index > following:
+                shelf.put(record)
+        for index in shelf.indexes():
+            waiting = shelf.take(index)
+            assert waiting is not None
+            yield waiting
+    finally:
+        shelf.close()
+
+
+class _Shelf:
+    """Records by index, in memory while they are few, else in a temporary file (whose space is not reused)."""
+
+    def __init__(self) -> None:
+        self._held: dict[int, TaskRecord] = {}
+        self._held_bytes = 0
+        self._spilled: dict[int, tuple[int, int]] = {}
+        self._spool: IO[bytes] | None = None
+
+    def put(self, record: TaskRecord) -> None:
+        if record.index in self._held or record.index in self._spilled:
+            return
+        size = _memory_bytes(record)
+        if self._held_bytes + size <= SHELF_BYTES:
+            self._held[record.index] = record
+            self._held_bytes += size
+            return
+        if self._spool is None:
+            from tempfile import SpooledTemporaryFile
+
+            self._spool = SpooledTemporaryFile(max_size=1)  # noqa: SIM115 - closed by close()
+        start = self._spool.seek(0, io.SEEK_END)
+        body = msgspec.msgpack.encode(record)
+        self._spool.write(body)
+        self._spilled[record.index] = (start, len(body))
+
+    def take(self, index: int) -> TaskRecord | None:
+        record = self._held.pop(index, None)
+        if record is not None:
+            self._held_bytes -= _memory_bytes(record)
+            return record
+        place = self._spilled.pop(index, None)
+        if place is None or self._spool is None:
+            return None
+        start, size = place
+        self._spool.seek(start)
+        return _record_decoder.decode(self._spool.read(size))
+
+    def indexes(self) -> list[int]:
+        return sorted([*self._held, *self._spilled])
+
+    def close(self) -> None:
+        if self._spool is not None:
+            self._spool.close()
+
+
+_record_decoder: msgspec.msgpack.Decoder[TaskRecord] = msgspec.msgpack.Decoder(TaskRecord)
+
+
+def _memory_bytes(record: TaskRecord) -> int:
+    inline = record.payload if isinstance(record.payload, bytes) else b""
+    return 300 + len(inline) + len(record.stderr)
