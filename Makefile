@@ -1,0 +1,59 @@
+# Everything a developer types. A fresh machine needs python3.11 (or newer) with pip, make and git; `make` lists the targets.
+
+PYTHON ?= $(shell for p in python3.11 python3; do $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+CODE := daemons tests scripts $(wildcard demo bench)
+PYTEST_ARGS ?= -n 2 --dist worksteal
+
+.DEFAULT_GOAL := help
+.PHONY: help venv test lint format types demo mutants docs lock clean
+
+help:
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
+
+venv: $(VENV)/dev.stamp ## the development environment in .venv, every package pinned by its hash
+
+# Two stamps, so that `make demo` fetches only what the programs themselves need. pip may be the
+# system's (--python, since 22.3) or, where there is none, the one that ensurepip brings.
+PIP := $(PYTHON) scripts/pip_into.py $(VENV)
+
+$(VENV)/run.stamp: requirements/run.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo 'python 3.11 or newer is needed: install it, or say where it is: make PYTHON=/path/to/python3.11' >&2; exit 1; }
+	$(PIP) install --quiet --require-hashes -r requirements/run.lock
+	$(PIP) install --quiet --no-build-isolation --no-deps --editable .
+	@touch $@
+
+$(VENV)/dev.stamp: requirements/dev.lock $(VENV)/run.stamp
+	$(PIP) install --quiet --require-hashes -r requirements/dev.lock
+	@touch $@
+
+test: $(VENV)/dev.stamp ## unit, simulator, integration and acceptance tests (system tests: .ci/run)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/dev.stamp ## ruff, and its formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/dev.stamp ## let ruff format and mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+types: $(VENV)/dev.stamp ## mypy --strict
+	$(BIN)/mypy $(CODE)
+
+demo: $(VENV)/run.stamp ## watch a coordinator and two workers find each other and work; KEEP=1 leaves them running
+	@KEEP="$(KEEP)" $(BIN)/python -m demo
+
+mutants: $(VENV)/dev.stamp ## plant known bugs in a copy and see each one caught
+	$(BIN)/python -m tests.mutants
+
+docs: $(VENV)/dev.stamp ## draw the generated parts of docs/ anew
+	$(BIN)/python scripts/protocol_document.py
+
+lock: ## resolve requirements/*.lock anew from pyproject.toml
+	$(PYTHON) scripts/lock.py
+
+clean: ## remove what the other targets made
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build demo-output daemons/*.egg-info
+	find daemons tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +

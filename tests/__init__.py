@@ -1,0 +1,1 @@
+"""The tests; CONTRIBUTING.md says what belongs into which folder."""
