@@ -1,0 +1,522 @@
+"""The worker's decisions: which lease starts in which slot, what is reported, kept, handed back. Pure: events in, effects out.
+
+Owns slots, attempts in hand, reports without an acknowledgement, the heartbeat and what is said after
+a reconnection. Must not know sockets, processes, files or the clock: time is an argument.
+"""
+
+from typing import Final
+
+import msgspec
+
+from districomp.messages import (
+    BATCH_TASKS,
+    Ack,
+    Assign,
+    DataAt,
+    Define,
+    Goodbye,
+    Heartbeat,
+    Inventory,
+    JobSpec,
+    Message,
+    Recall,
+    Reports,
+    Resend,
+    Returned,
+    Started,
+    Stop,
+    Welcome,
+)
+from districomp.model import Blob
+from districomp.taskdef import Definition, decode_definition
+from dworker.events import (
+    AttemptsEnded,
+    Connected,
+    Discard,
+    Disconnected,
+    Effects,
+    Events,
+    Exit,
+    Received,
+    Reset,
+    SendMessage,
+    Shutdown,
+    StartAttempts,
+    StopAttempts,
+    Upload,
+    Uploaded,
+    UseData,
+)
+from dworker.hold import PIPELINE_MAX, Chunk, Queue, Slot, Work
+from dworker.reports import Rows
+
+STARTED_S: Final = 0.05
+"""An attempt that runs this long is named in a Started."""
+HELD_MAX: Final = 16_384
+"""A coordinator that gives more leases than this is out of its mind."""
+WORKS_MAX: Final = 10_000
+"""So many jobs are remembered; the oldest that nothing is held of are forgotten."""
+HAND_BACK_S: Final = 5.0
+"""When stopping: how long reports wait for their acknowledgement once no attempt runs."""
+RUNNERS: Final = ("command", "stream")
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """What the core is told at its start. `first_serial`: above all that an earlier process of this worker used."""
+
+    slots: int
+    first_serial: int
+    isolation: tuple[str, ...] = ("none", "rlimit")
+
+
+class _Spooled(msgspec.Struct):
+    """An attempt that ended; its report waits for the upload of its result."""
+
+    work: Work
+    index: int
+    attempt: int
+    event: AttemptsEnded
+
+
+class WorkerCore:
+    """A worker, without its body."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.connected = False
+        self.stopping = False
+        self._cluster = ""
+        self._offset_s = 0.0
+        self._lease_s = 0.0
+        self._heard = 0.0
+        self._beat = 0.0
+        self._resetting = False
+        self._exit_at: float | None = None
+        self._exited = False
+        self._definitions: dict[str, Definition | None] = {}
+        self._works: dict[int, Work] = {}
+        self._queue = Queue()
+        self._slots = [Slot(number) for number in range(settings.slots)]
+        self._spooled: dict[int, _Spooled] = {}
+        self._ended: dict[int, Rows] = {}
+        self._unacknowledged: dict[int, Reports] = {}
+        self._serial = settings.first_serial
+        self._effects: list[Effects] = []
+
+    # ---- the interface ----
+
+    def handle_batch(self, batch: list[Events], now: float) -> list[Effects]:
+        """Take in what happened, in its order; what is to be done about it at once."""
+        for event in batch:
+            match event:
+                case AttemptsEnded():
+                    self._on_ended(event)
+                case Received():
+                    self._heard = max(self._heard, event.at)
+                    if self.connected and not self._resetting:
+                        self._on_message(event.message, now)
+                case Uploaded():
+                    self._on_uploaded(event.lease)
+                case Connected():
+                    self._on_connected(event.welcome, event.at)
+                case Disconnected():
+                    self.connected = self._resetting = False
+                case Shutdown():
+                    self._on_shutdown()
+        return self._take_effects()
+
+    def tick(self, now: float) -> list[Effects]:
+        """Start what can start, report what ended, and see to the timers."""
+        self._place(now)
+        self._report()
+        if self.connected:
+            self._announce(now)
+            self._keep_alive(now)
+        if self.stopping:
+            self._try_exit(now)
+        return self._take_effects()
+
+    def deadline(self) -> float | None:
+        """When `tick` must be called even if nothing happens; None: never."""
+        times = []
+        if self.connected and not self._resetting:
+            times += [self._beat, self._heard + self._lease_s]
+            times += [slot.since + STARTED_S for slot in self._slots if self._unannounced(slot)]
+        if self._exit_at is not None and not self._exited:
+            times.append(self._exit_at)
+        return min(times, default=None)
+
+    @property
+    def running(self) -> int:
+        """Slots in use."""
+        return sum(1 for slot in self._slots if slot.hand)
+
+    @property
+    def queued(self) -> int:
+        """Leases held that have not started."""
+        return self._queue.count
+
+    @property
+    def unacknowledged(self) -> int:
+        """Reports that wait for their Ack."""
+        return len(self._unacknowledged)
+
+    # ---- the connection ----
+
+    def _on_connected(self, welcome: Welcome, at: float) -> None:
+        self._report()  # unsent: what ended already is not in the inventory but among the reports
+        if self._cluster and welcome.cluster != self._cluster:
+            self._forget_cluster()
+        self._cluster = welcome.cluster
+        self.connected, self._resetting = True, False
+        self._offset_s = welcome.now - at
+        self._lease_s = welcome.lease_s
+        self._heard = at
+        self._beat = at + welcome.lease_s / 3
+        self._definitions.clear()
+        self._works = {job: work for job, work in self._works.items() if work.held}
+        self._effects.append(UseData(welcome.data_url))
+        self._send_inventory()
+        for reports in self._unacknowledged.values():
+            self._send(reports)
+
+    def _forget_cluster(self) -> None:
+        """What another cluster leased is of no use here: end it, and tell nobody."""
+        for slot in self._slots:
+            if slot.hand and not slot.disowned:
+                slot.disowned = True
+                self._effects.append(StopAttempts(slot.number, list(slot.hand), "worker_stopped"))
+        if self._spooled:
+            self._effects.append(Discard(list(self._spooled)))
+        self._discard(list(self._unacknowledged.values()))
+        self._queue.clear()
+        self._works.clear()
+        self._spooled.clear()
+        self._ended.clear()
+        self._unacknowledged.clear()
+
+    def _send_inventory(self) -> None:
+        """Every lease held and not yet reported. The last message is an empty one, so that there always is one."""
+        rows: dict[int, list[tuple[int, int, int, float | None]]] = {}
+        for chunk in self._queue.chunks:
+            rows.setdefault(chunk.work.job, []).extend((*row, None) for row in chunk.rows())
+        for slot in self._slots:
+            if slot.work is None or slot.disowned:
+                continue
+            since: float | None = slot.since + self._offset_s
+            for lease, (index, attempt) in slot.hand.items():
+                rows.setdefault(slot.work.job, []).append((lease, index, attempt, since))
+                since = None
+        for lease, spooled in self._spooled.items():
+            started = spooled.event.started[0] if spooled.event.started else None
+            since = None if started is None else started + self._offset_s
+            rows.setdefault(spooled.work.job, []).append((lease, spooled.index, spooled.attempt, since))
+        for job, held in rows.items():
+            for first_row in range(0, len(held), BATCH_TASKS):
+                part = held[first_row : first_row + BATCH_TASKS]
+                leases, indexes, attempts, times = map(list, zip(*part, strict=True))
+                self._send(Inventory(job, leases, indexes, attempts, times, last=False))
+        self._send(Inventory(0, [], [], [], [], last=True))
+
+    def _keep_alive(self, now: float) -> None:
+        if now - self._heard >= self._lease_s:
+            self._reset("silent", f"nothing was heard of the coordinator for {self._lease_s:g} s")
+        elif now >= self._beat:
+            self._send(Heartbeat())
+            self._beat = now + self._lease_s / 3
+
+    def _reset(self, code: str, text: str) -> None:
+        if not self._resetting:
+            self._resetting = True
+            self._effects.append(Reset(code, text))
+
+    # ---- the coordinator's messages ----
+
+    def _on_message(self, message: Message, now: float) -> None:
+        match message:
+            case Assign():
+                self._on_assign(message, now)
+            case Ack():
+                known = [self._unacknowledged.pop(serial, None) for serial in message.serials]
+                self._discard([reports for reports in known if reports is not None])
+            case Heartbeat() | Goodbye():
+                pass
+            case Define():
+                try:
+                    self._definitions[message.digest] = decode_definition(message.body)
+                except (msgspec.MsgspecError, UnicodeDecodeError):
+                    self._definitions[message.digest] = None
+            case JobSpec():
+                self._on_job(message)
+            case Recall():
+                self._on_recall(message.leases)
+            case Stop():
+                self._on_stop(message.leases, now)
+            case Resend():
+                for reports in self._unacknowledged.values():
+                    self._send(reports)
+            case DataAt():
+                self._effects.append(UseData(message.url))
+            case _:
+                self._reset("protocol", f"a worker does not expect a {type(message).__name__}")
+
+    def _on_job(self, spec: JobSpec) -> None:
+        if spec.job in self._works:
+            return
+        if spec.definition not in self._definitions:
+            self._reset("protocol", f"job {spec.job} uses a definition that was not sent")
+            return
+        definition = self._definitions[spec.definition]
+        self._works[spec.job] = Work(spec, definition, self._problem(definition))
+        if len(self._works) > WORKS_MAX:
+            idle = next((job for job, work in self._works.items() if not work.held and job != spec.job), None)
+            if idle is not None:
+                del self._works[idle]
+
+    def _problem(self, definition: Definition | None) -> str:
+        """Why tasks of this definition cannot run here, as a sentence; '' if they can."""
+        if definition is None:
+            return "This worker does not understand the definition: it is of another version of districomp."
+        if definition.runner not in RUNNERS:
+            return f"This worker has no runner {definition.runner!r}."
+        for level in definition.isolation:
+            if level not in self.settings.isolation:
+                able = ", ".join(self.settings.isolation)
+                return f"The definition asks for isolation {level!r}; this worker has {able}."
+        return ""
+
+    def _on_assign(self, assign: Assign, now: float) -> None:
+        work = self._works.get(assign.job)
+        count = len(assign.indexes)
+        if work is None:
+            self._reset("protocol", f"a lease is of job {assign.job}, which was not sent")
+        elif len(assign.attempts) not in (0, count) or len(assign.items) not in (0, count):
+            self._reset("protocol", "the columns of an Assign differ in length")
+        elif self._queue.count + count > HELD_MAX:
+            self._reset("protocol", f"more than {HELD_MAX} leases wait here")
+        elif count:
+            chunk = Chunk(work, assign)
+            if work.problem:
+                self._fail_unstarted([(work, *row) for row in chunk.rows()], now, "not_started", work.problem.encode())
+            else:
+                work.held += count
+                self._queue.add(chunk)
+                if self.stopping:
+                    self._send(Returned(self._queue.clear()))
+
+    def _on_recall(self, leases: list[int]) -> None:
+        rows = self._queue.withdraw(leases)
+        for work, *_ in rows:
+            work.held -= 1
+        self._send(Returned([lease for _, lease, _, _ in rows]))
+
+    def _on_stop(self, leases: list[int], now: float) -> None:
+        rows = self._queue.withdraw(leases)
+        for work, *_ in rows:
+            work.held -= 1
+        self._fail_unstarted(rows, now, "cancelled", b"")
+        for slot in self._slots:
+            if slot.hand and not slot.disowned:
+                running = [lease for lease in leases if lease in slot.hand]
+                if running:
+                    self._effects.append(StopAttempts(slot.number, running, "cancelled"))
+        for lease in leases:
+            if lease in self._spooled:
+                self._give_up_upload(lease, "cancelled")
+
+    # ---- attempts ----
+
+    def _place(self, now: float) -> None:
+        """Give waiting leases to slots: free ones first, then `stream` slots that run short."""
+        if not self._queue.count or len(self._spooled) >= max(4, 2 * len(self._slots)):
+            return
+        for slot in self._slots:
+            if not slot.hand and not self._fill(slot, now):
+                return
+        for slot in self._slots:
+            work, hand = slot.work, len(slot.hand)
+            if work is not None and not slot.disowned and 2 * hand <= work.window > 1 and hand <= self._share():
+                self._fill(slot, now)
+
+    def _fill(self, slot: Slot, now: float) -> bool:
+        """Give a slot the next leases, all of one job; False if there are none."""
+        chunk = self._queue.head()
+        if chunk is None:
+            return False
+        work = chunk.work
+        if slot.hand and slot.work is not work:
+            return True
+        assert work.definition is not None
+        count = min(work.window - len(slot.hand), chunk.left, self._share())
+        leases, indexes, attempts, items = chunk.take(count)
+        self._queue.count -= count
+        if not slot.hand:
+            slot.work, slot.since = work, now
+        slot.hand.update(zip(leases, zip(indexes, attempts or [1] * count, strict=True), strict=True))
+        self._effects.append(
+            StartAttempts(slot.number, work.job, work.definition, work.params, leases, indexes, attempts, items)
+        )
+        return True
+
+    def _share(self) -> int:
+        """A slot's fair part of what waits: the rest is for whichever slot is free first."""
+        return -(-self._queue.count // len(self._slots))
+
+    def _on_ended(self, event: AttemptsEnded) -> None:
+        slot = self._slots[event.slot]
+        work = slot.work
+        assert work is not None and event.leases
+        rows = [slot.hand.pop(lease) for lease in event.leases]
+        slot.since = event.ended[-1]
+        if not slot.disowned:
+            self._keep(work, event, rows)
+            starts = [time for time in event.started if time is not None]
+            if len(starts) == len(rows):
+                work.timed(len(rows), sum(event.ended) - sum(starts))
+        if not slot.hand:
+            slot.work, slot.disowned = None, False
+
+    def _keep(self, work: Work, event: AttemptsEnded, rows: list[tuple[int, int]]) -> None:
+        """Attempts that ended: report them, but upload first what is too large for a report."""
+        if any(isinstance(result, Blob) for result in event.results):
+            for place, (index, attempt) in enumerate(rows):
+                single = _row(event, place)
+                result = single.results[0]
+                if isinstance(result, Blob):
+                    self._spooled[event.leases[place]] = _Spooled(work, index, attempt, single)
+                    self._effects.append(Upload(event.leases[place], result))
+                else:
+                    self._add(work, single, [index], [attempt])
+        else:
+            self._add(work, event, [index for index, _ in rows], [attempt for _, attempt in rows])
+
+    def _add(self, work: Work, event: AttemptsEnded, indexes: list[int], attempts: list[int]) -> None:
+        work.held -= len(indexes)
+        rows = self._ended.get(work.job)
+        if rows is None:
+            rows = self._ended[work.job] = Rows()
+        rows.extend(event, indexes, attempts)
+
+    def _fail_unstarted(self, rows: list[tuple[Work, int, int, int]], now: float, reason: str, why: bytes) -> None:
+        for work, lease, index, attempt in rows:
+            work.held += 1
+            self._add(work, AttemptsEnded(-1, [lease], [now], [reason], stderr=[why]), [index], [attempt])
+
+    def _on_uploaded(self, lease: int) -> None:
+        spooled = self._spooled.pop(lease, None)
+        if spooled is not None:
+            self._add(spooled.work, spooled.event, [spooled.index], [spooled.attempt])
+
+    def _give_up_upload(self, lease: int, reason: str) -> None:
+        spooled = self._spooled.pop(lease)
+        spooled.event.reasons, spooled.event.results = [reason], []
+        self._add(spooled.work, spooled.event, [spooled.index], [spooled.attempt])
+        self._effects.append(Discard([lease]))
+
+    # ---- reports ----
+
+    def _report(self) -> None:
+        for job, rows in self._ended.items():
+            for reports in rows.cut(job, self._serial, self._offset_s):
+                self._serial += 1
+                self._unacknowledged[reports.serial] = reports
+                self._send(reports)
+        self._ended.clear()
+
+    def _unannounced(self, slot: Slot) -> bool:
+        return bool(slot.hand) and not slot.disowned and slot.announced != slot.head()
+
+    def _announce(self, now: float) -> None:
+        """Name the attempts that run for a while by now."""
+        leases, times = [], []
+        for slot in self._slots:
+            if slot.hand and now >= slot.since + STARTED_S and self._unannounced(slot):
+                slot.announced = slot.head()
+                leases.append(slot.announced)
+                times.append(slot.since + self._offset_s)
+        if leases:
+            self._send(Started(leases, times))
+
+    def _discard(self, acknowledged: list[Reports]) -> None:
+        """Drop the spooled results of reports that nobody will ask for again."""
+        leases = [
+            lease
+            for reports in acknowledged
+            for lease, result in zip(reports.leases, reports.results, strict=False)
+            if isinstance(result, Blob)
+        ]
+        if leases:
+            self._effects.append(Discard(leases))
+
+    # ---- stopping ----
+
+    def _on_shutdown(self) -> None:
+        if self.stopping:
+            return
+        self.stopping = True
+        leases = self._queue.clear()
+        if leases:
+            self._send(Returned(leases))
+        for slot in self._slots:
+            if slot.hand and not slot.disowned:
+                self._effects.append(StopAttempts(slot.number, list(slot.hand), "worker_stopped"))
+
+    def _try_exit(self, now: float) -> None:
+        """Exit when all is handed back and acknowledged, or HAND_BACK_S after the last attempt ended."""
+        if self._exited or any(slot.hand for slot in self._slots):
+            return
+        if self._exit_at is None:
+            self._exit_at = now + HAND_BACK_S
+        late = now >= self._exit_at
+        if late and self._spooled:
+            for lease in list(self._spooled):
+                self._give_up_upload(lease, "worker_stopped")
+            self._report()
+            self._exit_at, late = now + HAND_BACK_S, False
+        if late or not (self._spooled or self._unacknowledged):
+            self._exited = True
+            self._effects.append(Exit())
+
+    # ---- the bottom ----
+
+    def _send(self, message: Message) -> None:
+        if self.connected and not self._resetting:
+            self._effects.append(SendMessage(message))
+
+    def _take_effects(self) -> list[Effects]:
+        effects, self._effects = self._effects, []
+        return effects
+
+    def check(self) -> None:
+        """Every invariant."""
+        waiting = [(chunk.work, lease) for chunk in self._queue.chunks for lease, _, _ in chunk.rows()]
+        hands = [(slot.work, lease) for slot in self._slots if not slot.disowned for lease in slot.hand]
+        spooled = [(entry.work, lease) for lease, entry in self._spooled.items()]
+        held = waiting + hands + spooled
+        leases = [lease for _, lease in held]
+        assert len(leases) == len(set(leases)), "a lease is held twice"
+        assert len(waiting) == self._queue.count <= HELD_MAX, "the queue's count is wrong"
+        for work in self._works.values():
+            mine = sum(1 for other, _ in held if other is work)
+            assert work.held == mine, f"job {work.job}: {work.held} held, {mine} found"
+        for slot in self._slots:
+            assert bool(slot.hand) == (slot.work is not None), "a slot's job is not that of its hand"
+            assert len(slot.hand) <= PIPELINE_MAX, "a slot's hand is too large"
+            if slot.work is not None and slot.work.definition is not None:
+                assert slot.work.definition.runner == "stream" or len(slot.hand) == 1, "a command slot runs two"
+            assert slot.hand or not slot.disowned, "an empty slot is disowned"
+        serials = list(self._unacknowledged)
+        assert serials == sorted(serials), "reports are out of order"
+        assert all(self.settings.first_serial <= serial < self._serial for serial in serials), "a serial is made up"
+        assert not (self.stopping and self._queue.count), "a stopping worker holds waiting leases"
+        assert not self._effects, "effects were left behind"
+
+
+def _row(event: AttemptsEnded, place: int) -> AttemptsEnded:
+    """One attempt of an event, as an event."""
+    row = AttemptsEnded(event.slot, [event.leases[place]], [event.ended[place]])
+    for name in ("reasons", "exit_codes", "signals", "started", "cpu_s", "memory_bytes", "stderr", "results"):
+        column = getattr(event, name)
+        if column:
+            setattr(row, name, [column[place]])
+    return row

@@ -1,0 +1,168 @@
+"""What a worker holds: jobs it has heard of, leases that wait, slots with the attempts in hand. Pure.
+
+No object per waiting lease: an Assign stays the columns that it came as, with a cursor.
+"""
+
+from collections import deque
+from typing import Any, Final
+
+from districomp.messages import Assign, JobSpec
+from districomp.model import Item
+from districomp.taskdef import Definition
+
+PIPELINE_MAX: Final = 512
+"""The most attempts that a `stream` slot has in hand."""
+PIPELINE_S: Final = 0.02
+"""How much work of one job a `stream` slot has in hand: what cannot be recalled or go to another slot."""
+_MEMORY: Final = 0.8
+"""Weight of the past in a job's mean attempt time."""
+
+
+class Work:
+    """A job as this worker knows it. `problem`: why its tasks cannot run here, '' if they can."""
+
+    __slots__ = ("_mean_s", "_window", "definition", "held", "job", "numbers", "params", "problem")
+
+    def __init__(self, spec: JobSpec, definition: Definition | None, problem: str) -> None:
+        self.job = spec.job
+        self.params: dict[str, Any] = spec.params
+        self.numbers = spec.numbers
+        self.definition = definition
+        self.problem = problem
+        self.held = 0
+        self._window = 1
+        self._mean_s: float | None = None
+
+    @property
+    def window(self) -> int:
+        """How many attempts a slot may have in hand at once: one while they are long, hundreds while they are short."""
+        return self._window
+
+    def timed(self, count: int, busy_s: float) -> None:
+        """Attempts of this job took so long; the window follows, growing at most twofold a step."""
+        if self.definition is None or self.definition.runner != "stream":
+            return
+        mean = busy_s / count
+        self._mean_s = mean if self._mean_s is None else _MEMORY * self._mean_s + (1 - _MEMORY) * mean
+        fitting = int(PIPELINE_S / self._mean_s) if self._mean_s * PIPELINE_MAX > PIPELINE_S else PIPELINE_MAX
+        self._window = max(1, min(fitting, 2 * self._window))
+
+
+class Chunk:
+    """The leases of one Assign that have not started; those before `_next` have, those in `_gone` were taken out."""
+
+    __slots__ = ("_attempts", "_gone", "_indexes", "_items", "_next", "lease", "left", "work")
+
+    def __init__(self, work: Work, assign: Assign) -> None:
+        self.work = work
+        self.lease = assign.lease
+        self.left = len(assign.indexes)
+        self._indexes = assign.indexes
+        self._attempts = assign.attempts
+        self._items = assign.items
+        self._next = 0
+        self._gone: set[int] = set()
+
+    def take(self, count: int) -> tuple[list[int], list[int], list[int], list[Item]]:
+        """The next `count` as columns: leases, indexes, attempts (empty: all 1), items (empty: no input)."""
+        assert 0 < count <= self.left
+        first, gone = self._next, self._gone
+        if gone:
+            places: list[int] = []
+            while len(places) < count:
+                if first not in gone:
+                    places.append(first)
+                first += 1
+            self._next = first
+        else:
+            places = list(range(first, first + count))
+            self._next = first + count
+        self.left -= count
+        indexes = [self._indexes[place] for place in places]
+        attempts = [self._attempts[place] for place in places] if self._attempts else []
+        if self.work.numbers is not None:
+            start, step = self.work.numbers
+            items: list[Item] = [b"%d" % (start + index * step) for index in indexes]
+        else:
+            items = [self._items[place] for place in places] if self._items else []
+        return [self.lease + place for place in places], indexes, attempts, items
+
+    def withdraw(self, lease: int) -> tuple[int, int] | None:
+        """Take one lease out; its index and attempt, or None if it is not here any more."""
+        place = lease - self.lease
+        if not self._next <= place < len(self._indexes) or place in self._gone:
+            return None
+        self._gone.add(place)
+        self.left -= 1
+        return self._indexes[place], self._attempts[place] if self._attempts else 1
+
+    def rows(self) -> list[tuple[int, int, int]]:
+        """Lease, index and attempt of all that are left."""
+        places = [place for place in range(self._next, len(self._indexes)) if place not in self._gone]
+        return [
+            (self.lease + place, self._indexes[place], self._attempts[place] if self._attempts else 1)
+            for place in places
+        ]
+
+
+class Slot:
+    """One slot. `hand`: lease -> (index, attempt) of its attempts, oldest first; the oldest is the one that runs, since `since`.
+
+    `announced`: the lease last named in a Started. `disowned`: the attempts belong to a cluster that is
+    gone, nobody hears of their end.
+    """
+
+    __slots__ = ("announced", "disowned", "hand", "number", "since", "work")
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.work: Work | None = None
+        self.hand: dict[int, tuple[int, int]] = {}
+        self.since = 0.0
+        self.announced = -1
+        self.disowned = False
+
+    def head(self) -> int:
+        """The lease of the attempt that runs."""
+        return next(iter(self.hand))
+
+
+class Queue:
+    """The waiting leases, in the order given."""
+
+    def __init__(self) -> None:
+        self.chunks: deque[Chunk] = deque()
+        self.count = 0
+
+    def add(self, chunk: Chunk) -> None:
+        """Append an Assign's leases."""
+        self.chunks.append(chunk)
+        self.count += chunk.left
+
+    def head(self) -> Chunk | None:
+        """The chunk whose leases start next."""
+        while self.chunks and not self.chunks[0].left:
+            self.chunks.popleft()
+        return self.chunks[0] if self.chunks else None
+
+    def withdraw(self, leases: list[int]) -> list[tuple[Work, int, int, int]]:
+        """Take these out; work, lease, index and attempt of those that were still here."""
+        chunks = sorted((chunk for chunk in self.chunks if chunk.left), key=lambda chunk: chunk.lease)
+        found, place = [], 0
+        for lease in sorted(leases):
+            while place + 1 < len(chunks) and chunks[place + 1].lease <= lease:
+                place += 1
+            row = chunks[place].withdraw(lease) if chunks else None
+            if row is not None:
+                found.append((chunks[place].work, lease, *row))
+        self.count -= len(found)
+        return found
+
+    def clear(self) -> list[int]:
+        """Take everything out; the leases."""
+        leases = [lease for chunk in self.chunks for lease, _, _ in chunk.rows()]
+        for chunk in self.chunks:
+            chunk.work.held -= chunk.left
+        self.chunks.clear()
+        self.count = 0
+        return leases

@@ -1,0 +1,568 @@
+"""The worker's core: leases to slots, reports until acknowledged, recall, stop, reconnection, hand-back."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from districomp import wire
+from districomp.messages import (
+    BATCH_BYTES,
+    BATCH_TASKS,
+    Ack,
+    Assign,
+    DataAt,
+    Define,
+    Heartbeat,
+    Inventory,
+    JobSpec,
+    Message,
+    Recall,
+    Reports,
+    Resend,
+    Returned,
+    Started,
+    Stop,
+    Submit,
+    Welcome,
+)
+from districomp.model import Blob
+from districomp.taskdef import Definition, encode_definition
+from dworker.core import HAND_BACK_S, HELD_MAX, STARTED_S, Settings, WorkerCore
+from dworker.events import (
+    AttemptsEnded,
+    Connected,
+    Discard,
+    Disconnected,
+    Effects,
+    Exit,
+    Received,
+    Reset,
+    SendMessage,
+    Shutdown,
+    StartAttempts,
+    StopAttempts,
+    Upload,
+    Uploaded,
+    UseData,
+)
+from dworker.hold import PIPELINE_MAX
+
+OFFSET_S = 1_700_000_000.0
+LEASE_S = 15.0
+BLOB = Blob(b"\x07" * 32, 100_000)
+
+
+def over_the_wire(message: Message) -> Any:
+    """A message as its receiver gets it."""
+    decoder = wire.Decoder()
+    decoder.greeted()
+    (received,) = decoder.receive(wire.encode(message))
+    return received
+
+
+class Lab:
+    """A core, the clock, and what it said."""
+
+    def __init__(self, slots: int = 2) -> None:
+        self.core = WorkerCore(Settings(slots=slots, first_serial=1000))
+        self.now = 100.0
+        self.sent: list[Any] = []
+        self.effects: list[Effects] = []
+        self.starts: list[StartAttempts] = []
+        self.watch: Callable[[], None] = lambda: None
+
+    def feed(self, *events: Any) -> None:
+        effects = self.core.handle_batch(list(events), self.now) + self.core.tick(self.now)
+        self.core.check()
+        self.sent = [over_the_wire(effect.message) for effect in effects if isinstance(effect, SendMessage)]
+        self.effects = [effect for effect in effects if not isinstance(effect, SendMessage)]
+        self.starts = [effect for effect in effects if isinstance(effect, StartAttempts)]
+        self.watch()
+
+    def hear(self, *messages: Message) -> None:
+        self.feed(*(Received(over_the_wire(message), self.now) for message in messages))
+
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+        self.feed()
+
+    def connect(self, cluster: str = "c1") -> None:
+        welcome = Welcome(1, cluster, "lab", 1, LEASE_S, "http://127.0.0.1:1", self.now + OFFSET_S)
+        self.feed(Connected(over_the_wire(welcome), self.now))
+
+    def define(self, job: int = 1, runner: Any = "command", **rest: Any) -> None:
+        numbers = rest.pop("numbers", None)
+        definition = Definition("d", f"digest{job}", "", runner, ["true"], **rest)
+        self.hear(
+            Define(definition.digest, encode_definition(definition)), JobSpec(job, definition.digest, {}, numbers)
+        )
+
+    def end(self, start: StartAttempts, each_s: float = 0.0, **columns: Any) -> None:
+        """All attempts of a start end, done unless `columns` say otherwise, one after another."""
+        count = len(start.leases)
+        begun = [self.now + place * each_s for place in range(count)]
+        self.now += count * each_s
+        ended = [time + each_s for time in begun]
+        self.feed(AttemptsEnded(start.slot, start.leases, ended, started=list(begun), **columns))
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    made = Lab()
+    yield made
+    made.core.check()
+
+
+@pytest.fixture
+def joined(lab: Lab) -> Lab:
+    lab.connect()
+    lab.define()
+    return lab
+
+
+def leases(starts: list[StartAttempts]) -> list[int]:
+    return [lease for start in starts for lease in start.leases]
+
+
+def test_a_new_worker_says_that_it_holds_nothing(lab: Lab) -> None:
+    lab.connect()
+    assert lab.sent == [Inventory(0, [], [], [], [], last=True)]
+    assert lab.effects == [UseData("http://127.0.0.1:1")]
+
+
+def test_leases_start_in_their_order_as_slots_are_free(joined: Lab) -> None:
+    joined.hear(Assign(1, 50, [0, 1, 2, 3], [1, 2, 1, 1], [b"a", b"b", b"c", b"d"]))
+    first, second = joined.starts
+    assert (first.leases, first.indexes, first.attempts, first.items) == ([50], [0], [1], [b"a"])
+    assert (second.slot, second.leases, second.attempts, second.items) == (1, [51], [2], [b"b"])
+    assert (joined.core.running, joined.core.queued) == (2, 2)
+    joined.end(second, exit_codes=[0], results=[b"out"])
+    assert [(start.slot, start.leases) for start in joined.starts] == [(1, [52])]
+    (reports,) = joined.sent
+    assert (reports.serial, reports.job, reports.leases, reports.indexes, reports.attempts) == (1000, 1, [51], [1], [2])
+    assert (reports.reasons, reports.exit_codes, reports.results) == ([], [0], [b"out"])
+    assert reports.ended == reports.started == [100.0 + OFFSET_S]
+
+
+def test_items_of_numbers_are_counted_here(lab: Lab) -> None:
+    lab.connect()
+    lab.define(numbers=(10, -3))
+    lab.hear(Assign(1, 1, [0, 4]))
+    assert [start.items for start in lab.starts] == [[b"10"], [b"-2"]]
+
+
+def test_a_job_without_input_has_no_item(joined: Lab) -> None:
+    joined.hear(Assign(1, 1, [0]))
+    assert joined.starts[0].items == []
+
+
+def test_reports_of_one_tick_are_grouped_by_job(joined: Lab) -> None:
+    joined.define(2)
+    joined.hear(Assign(1, 1, [0]), Assign(2, 2, [0]))
+    one, two = joined.starts
+    joined.feed(
+        AttemptsEnded(one.slot, one.leases, [101.0], ["exit"], [3], stderr=[b"why"]),
+        AttemptsEnded(two.slot, two.leases, [101.0]),
+    )
+    assert [(reports.serial, reports.job) for reports in joined.sent] == [(1000, 1), (1001, 2)]
+    assert (joined.sent[0].reasons, joined.sent[0].exit_codes, joined.sent[0].stderr) == (["exit"], [3], [b"why"])
+    assert joined.sent[1].reasons == []
+
+
+def test_batches_are_cut_by_bytes_and_by_count() -> None:
+    lab = Lab(slots=8)
+    lab.connect()
+    lab.define()
+    lab.hear(Assign(1, 1, list(range(8))))
+    lab.feed(
+        *(AttemptsEnded(start.slot, start.leases, [lab.now], results=[bytes(60_000)]) for start in list(lab.starts))
+    )
+    assert [len(reports.leases) for reports in lab.sent] == [4, 4]
+    assert all(len(wire.encode(reports)) < BATCH_BYTES + 65_536 for reports in lab.sent)
+    count = BATCH_TASKS + 76
+    lab.define(2, isolation=["sandbox"])
+    lab.hear(Assign(2, 100, list(range(count))))
+    assert [len(reports.leases) for reports in lab.sent] == [BATCH_TASKS, 76]
+    assert [lease for reports in lab.sent for lease in reports.leases] == list(range(100, 100 + count))
+
+
+def test_a_report_is_kept_until_its_acknowledgement(joined: Lab) -> None:
+    joined.hear(Assign(1, 1, [0]))
+    joined.end(joined.starts[0])
+    (reports,) = joined.sent
+    joined.hear(Resend())
+    assert joined.sent == [reports]
+    joined.hear(Ack([999, reports.serial]))
+    joined.hear(Resend())
+    assert joined.sent == []
+    assert joined.core.unacknowledged == 0
+
+
+def test_after_a_reconnection_it_says_what_it_holds_and_reports_again(joined: Lab) -> None:
+    joined.hear(Assign(1, 1, [0, 1, 2, 3]))
+    first, _ = joined.starts
+    joined.end(first)
+    (reports,) = joined.sent
+    joined.feed(Disconnected())
+    joined.connect()
+    held, last, again = joined.sent
+    assert held == Inventory(1, [4, 3, 2], [3, 2, 1], [1, 1, 1], [None, 100.0 + OFFSET_S, 100.0 + OFFSET_S], last=False)
+    assert last == Inventory(0, [], [], [], [], last=True)
+    assert again == reports
+
+
+def test_tasks_run_and_start_while_the_coordinator_is_away(joined: Lab) -> None:
+    joined.hear(Assign(1, 1, [0, 1, 2]))
+    first, second = joined.starts
+    joined.feed(Disconnected())
+    joined.end(first, 1.0)
+    assert leases(joined.starts) == [3]
+    assert joined.sent == []
+    joined.wait(1000)
+    joined.feed(Connected(Welcome(1, "c1", "lab", 2, LEASE_S, "", 5000.0), joined.now), _ended(second, joined.now))
+    inventory = [message for message in joined.sent if isinstance(message, Inventory)]
+    assert [message.leases for message in inventory] == [[3, 2], []]
+    assert [message.leases for message in joined.sent if isinstance(message, Reports)] == [[1], [2]]
+    assert [message.ended for message in joined.sent if isinstance(message, Reports)][1] == [5000.0]
+
+
+def _ended(start: StartAttempts, now: float, **columns: Any) -> AttemptsEnded:
+    return AttemptsEnded(start.slot, start.leases, [now] * len(start.leases), **columns)
+
+
+def test_what_ended_in_the_batch_of_the_reconnection_is_reported_not_held(joined: Lab) -> None:
+    joined.hear(Assign(1, 1, [0]))
+    (start,) = joined.starts
+    joined.feed(Disconnected())
+    joined.feed(_ended(start, joined.now), Connected(Welcome(1, "c1", "lab", 1, LEASE_S, "", 0.0), joined.now))
+    assert [type(message) for message in joined.sent] == [Inventory, Reports]
+
+
+def test_another_cluster_hears_nothing_of_the_first(joined: Lab) -> None:
+    joined.hear(Assign(1, 1, [0, 1, 2]))
+    first, second = joined.starts
+    joined.end(first)
+    joined.feed(Disconnected())
+    joined.connect("c2")
+    assert joined.sent == [Inventory(0, [], [], [], [], last=True)]
+    stops = [effect for effect in joined.effects if isinstance(effect, StopAttempts)]
+    assert sorted(lease for stop in stops for lease in stop.leases) == [2, 3]
+    joined.define()
+    joined.hear(Assign(1, 2, [0]))
+    assert joined.starts == [], "both slots are still busy with what is being stopped"
+    joined.feed(_ended(second, joined.now, reasons=["worker_stopped"]))
+    assert leases(joined.starts) == [2]
+    assert joined.sent == []
+
+
+def test_a_recall_gives_back_what_has_not_started(joined: Lab) -> None:
+    joined.hear(Assign(1, 1, [0, 1, 2, 3, 4]), Assign(1, 100, [9]))
+    joined.hear(Recall([1, 5, 4, 77]))
+    assert joined.sent == [Returned([4, 5])]
+    joined.hear(Recall([4]))
+    assert joined.sent == [Returned([])]
+    joined.feed(Disconnected())
+    joined.connect()
+    assert sorted(joined.sent[0].leases) == [1, 2, 3, 100]
+
+
+def test_recalled_leases_do_not_start(joined: Lab) -> None:
+    joined.hear(Assign(1, 1, [0, 1, 2, 3]))
+    one, two = joined.starts
+    joined.hear(Recall([3]))
+    joined.feed(_ended(one, joined.now), _ended(two, joined.now))
+    assert leases(joined.starts) == [4]
+
+
+def test_a_stop_ends_what_runs_and_cancels_what_waits(joined: Lab) -> None:
+    joined.hear(Assign(1, 1, [0, 1, 2]))
+    first, _ = joined.starts
+    joined.hear(Stop([1, 3]))
+    assert joined.effects == [StopAttempts(first.slot, [1], "cancelled")]
+    (reports,) = joined.sent
+    assert (reports.leases, reports.reasons, reports.started) == ([3], ["cancelled"], [])
+    joined.hear(Assign(1, 10, [5]))
+    assert joined.starts == [], "the slot is busy until the attempt has ended"
+    joined.end(first, reasons=["cancelled"], signals=[15])
+    assert joined.sent[0].reasons == ["cancelled"]
+    assert leases(joined.starts) == [10]
+
+
+def test_only_attempts_that_last_are_announced(joined: Lab) -> None:
+    joined.hear(Assign(1, 1, [0, 1]))
+    first, _ = joined.starts
+    joined.end(first, 0.01)
+    assert joined.core.deadline() == pytest.approx(100.0 + STARTED_S)
+    joined.wait(STARTED_S)
+    assert joined.sent == [Started([2], [100.0 + OFFSET_S])]
+    joined.wait(1)
+    assert joined.sent == []
+
+
+def test_heartbeats_are_sent_and_silence_is_noticed(lab: Lab) -> None:
+    assert lab.core.deadline() is None
+    lab.connect()
+    assert lab.core.deadline() == pytest.approx(100 + LEASE_S / 3)
+    for _ in range(2):
+        lab.wait(LEASE_S / 3)
+        assert lab.sent == [Heartbeat()]
+    lab.hear(Heartbeat())
+    lab.wait(LEASE_S - 0.1)
+    assert lab.effects == []
+    lab.wait(0.2)
+    assert [type(effect) for effect in lab.effects] == [Reset]
+    lab.hear(DataAt("late"))
+    lab.wait(LEASE_S)
+    assert (lab.sent, lab.effects) == ([], []), "asked once, and nothing more until the link says that it is gone"
+    assert lab.core.deadline() is None
+
+
+def test_a_large_result_is_uploaded_before_its_report(joined: Lab) -> None:
+    joined.hear(Assign(1, 1, [0, 1, 2]))
+    first, _ = joined.starts
+    joined.end(first, results=[BLOB])
+    assert joined.sent == []
+    assert Upload(1, BLOB) in joined.effects
+    assert leases(joined.starts) == [3], "its slot is free meanwhile"
+    joined.feed(Disconnected())
+    joined.connect()
+    assert joined.sent[0].leases == [3, 2, 1], "held until it is reported"
+    assert joined.sent[0].started[-1] == 100.0 + OFFSET_S
+    joined.feed(Uploaded(1))
+    (reports,) = joined.sent
+    assert reports.results == [BLOB]
+    assert joined.effects == []
+    joined.hear(Ack([reports.serial]))
+    assert joined.effects == [Discard([1])]
+
+
+def test_a_stop_gives_an_upload_up(joined: Lab) -> None:
+    joined.hear(Assign(1, 1, [0]))
+    joined.end(joined.starts[0], results=[BLOB], exit_codes=[0])
+    joined.hear(Stop([1]))
+    assert joined.effects == [Discard([1])]
+    assert (joined.sent[0].reasons, joined.sent[0].results) == (["cancelled"], [])
+    joined.feed(Uploaded(1))
+    assert joined.sent == []
+
+
+def test_uploads_that_pile_up_hold_new_starts_back() -> None:
+    lab = Lab(slots=1)
+    lab.connect()
+    lab.define()
+    lab.hear(Assign(1, 1, list(range(6))))
+    for _ in range(4):
+        (start,) = lab.starts
+        lab.end(start, results=[BLOB])
+    assert lab.starts == []
+    lab.feed(Uploaded(1))
+    assert leases(lab.starts) == [5]
+
+
+@pytest.mark.parametrize(
+    ("definition", "words"),
+    [
+        ({"isolation": ["rlimit", "sandbox"]}, b"isolation 'sandbox'; this worker has none, rlimit"),
+        ({"runner": "python"}, b"no runner 'python'"),
+    ],
+)
+def test_what_cannot_run_here_is_refused_with_a_sentence(lab: Lab, definition: Any, words: bytes) -> None:
+    lab.connect()
+    lab.define(**definition)
+    lab.hear(Assign(1, 1, [0, 1]))
+    (reports,) = lab.sent
+    assert (reports.reasons, reports.started) == (["not_started"] * 2, [])
+    assert words in reports.stderr[0]
+
+
+def test_a_definition_of_a_later_version_is_refused_with_a_sentence(lab: Lab) -> None:
+    lab.connect()
+    lab.hear(Define("x", b"\x81\xa3new\x01"), JobSpec(1, "x", {}), Assign(1, 1, [0]))
+    assert lab.sent[0].reasons == ["not_started"]
+    assert b"another version" in lab.sent[0].stderr[0]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Assign(2, 1, [0]),
+        Assign(1, 1, [0], attempts=[1, 2]),
+        Assign(1, 1, [0], items=[b"", b""]),
+        Assign(1, 1, [0] * (HELD_MAX + 1)),
+        JobSpec(9, "unknown", {}),
+        Submit(1, "", "d", {}),
+    ],
+)
+def test_nonsense_ends_the_connection(joined: Lab, message: Message) -> None:
+    joined.hear(message)
+    (reset,) = joined.effects
+    assert isinstance(reset, Reset)
+    assert reset.code == "protocol"
+    joined.hear(Assign(1, 5, [0]))
+    assert joined.starts == []
+
+
+def _run_stream(lab: Lab, each_s: float, rounds: int) -> int:
+    """Tasks of a stream job that take so long each; the most that one slot had in hand."""
+    lab.connect()
+    lab.define(runner="stream")
+    lab.hear(Assign(1, 1, list(range(10_000))))
+    hands: dict[int, list[StartAttempts]] = {0: [], 1: []}
+    most = 0
+    for _ in range(rounds):
+        for start in lab.starts:
+            hands[start.slot].append(start)
+        most = max(most, *(sum(len(start.leases) for start in hand) for hand in hands.values()))
+        slot = max(hands, key=lambda number: len(hands[number]))
+        if not hands[slot]:
+            break
+        lab.end(hands[slot].pop(0), each_s)
+    return most
+
+
+def test_a_stream_slot_has_one_long_task_in_hand(lab: Lab) -> None:
+    assert _run_stream(lab, 0.5, 20) == 1
+
+
+def test_a_stream_slot_has_hundreds_of_short_tasks_in_hand(lab: Lab) -> None:
+    assert 200 < _run_stream(lab, 1e-6, 60) <= PIPELINE_MAX
+
+
+def test_few_stream_tasks_are_spread_over_the_slots(lab: Lab) -> None:
+    _run_stream(lab, 1e-6, 60)
+    lab.hear(Recall(list(range(1, 10_001))))
+    lab.feed(*(_ended_all(lab)))
+    lab.hear(Assign(1, 20_000, list(range(20))))
+    assert [len(start.leases) for start in lab.starts] == [10, 5], "half of what is left, each time"
+
+
+def _ended_all(lab: Lab) -> list[AttemptsEnded]:
+    inventory = lab.core._slots
+    return [AttemptsEnded(slot.number, list(slot.hand), [lab.now] * len(slot.hand)) for slot in inventory if slot.hand]
+
+
+def test_shutdown_hands_everything_back_and_waits_for_the_acknowledgement(joined: Lab) -> None:
+    joined.hear(Assign(1, 1, [0, 1, 2]))
+    first, second = joined.starts
+    joined.feed(Shutdown())
+    assert joined.sent == [Returned([3])]
+    assert joined.effects == [StopAttempts(0, [1], "worker_stopped"), StopAttempts(1, [2], "worker_stopped")]
+    joined.hear(Assign(1, 9, [7]))
+    assert (joined.sent, joined.starts) == ([Returned([9])], [])
+    joined.feed(_ended(first, joined.now, reasons=["worker_stopped"]))
+    joined.feed(_ended(second, joined.now, reasons=["worker_stopped"]))
+    assert joined.effects == []
+    joined.hear(Ack([1000, 1001]))
+    assert joined.effects == [Exit()]
+    joined.feed()
+    assert joined.effects == []
+
+
+def test_shutdown_does_not_wait_for_ever(joined: Lab) -> None:
+    joined.hear(Assign(1, 1, [0]))
+    (start,) = joined.starts
+    joined.feed(Disconnected(), _ended(start, joined.now, results=[BLOB]), Shutdown())
+    assert joined.core.deadline() == joined.now + HAND_BACK_S
+    joined.wait(HAND_BACK_S)
+    assert joined.effects == [Discard([1])]
+    joined.wait(HAND_BACK_S)
+    assert joined.effects == [Exit()]
+    assert joined.core.deadline() is None
+
+
+def test_an_idle_worker_exits_at_once(lab: Lab) -> None:
+    lab.feed(Shutdown())
+    assert lab.effects == [Exit()]
+
+
+ACTIONS = st.lists(st.tuples(st.sampled_from("aeeerswdcub"), st.integers(0, 50)), max_size=60)
+
+
+@settings(deadline=None, max_examples=60)
+@given(ACTIONS)
+def test_every_lease_is_answered_exactly_once_whatever_happens(actions: list[tuple[str, int]]) -> None:
+    """Random life, cuts included: each lease given is in the end reported or returned, once."""
+    lab = Lab(slots=3)
+    given_leases: list[int] = []
+    heard: dict[int, Reports] = {}
+    returned: list[int] = []
+    hands: dict[int, int] = {}
+    uploads: list[int] = []
+    connected = True
+
+    def look() -> None:
+        for message in lab.sent:
+            if isinstance(message, Reports):
+                assert heard.setdefault(message.serial, message) == message
+            elif isinstance(message, Returned):
+                returned.extend(message.leases)
+        for effect in lab.effects:
+            if isinstance(effect, StartAttempts):
+                hands.update(dict.fromkeys(effect.leases, effect.slot))
+            elif isinstance(effect, Upload):
+                uploads.append(effect.lease)
+
+    lab.watch = look
+    lab.connect()
+    lab.define(1)
+    lab.define(2, "stream")
+
+    def assign(number: int) -> None:
+        if connected:
+            first = given_leases[-1] + 1 if given_leases else 1
+            indexes = list(range(first, first + number))
+            given_leases.extend(indexes)
+            lab.hear(Assign(1 + number % 2, first, indexes))
+
+    def end(number: int) -> None:
+        if hands:
+            slot = list(hands.values())[number % len(hands)]
+            lease = next(lease for lease, where in hands.items() if where == slot)
+            del hands[lease]
+            result = [BLOB] if number % 7 == 0 else [b"r"]
+            lab.feed(AttemptsEnded(slot, [lease], [lab.now], started=[lab.now - number / 1000], results=list(result)))
+
+    def cut(_: int) -> None:
+        nonlocal connected
+        if connected:
+            lab.feed(Disconnected())
+        else:
+            lab.connect()
+            lab.define(1)
+            lab.define(2, "stream")
+        connected = not connected
+
+    def say(message: Callable[[list[int]], Message]) -> Callable[[int], None]:
+        def act(number: int) -> None:
+            if connected:
+                lab.hear(message(given_leases[-number:]))
+
+        return act
+
+    def upload(_: int) -> None:
+        if uploads:
+            lab.feed(Uploaded(uploads.pop()))
+
+    def acknowledge(_: int) -> None:
+        if connected:
+            lab.hear(Ack(list(heard)))
+
+    acts: dict[str, Callable[[int], None]] = {
+        "a": assign, "e": end, "r": say(Recall), "s": say(Stop), "w": lambda number: lab.wait(number / 10),
+        "d": cut, "c": cut, "u": upload, "b": acknowledge,
+    }  # fmt: skip
+    for name, number in actions:
+        acts[name](number)
+    if not connected or lab.core._resetting:
+        connected = False
+        lab.feed(Disconnected())
+        cut(0)
+    while hands or uploads:
+        end(1)
+        upload(0)
+    reported = [lease for message in heard.values() for lease in message.leases]
+    assert sorted(reported + returned) == given_leases
+    assert lab.core.running == lab.core.queued == 0
