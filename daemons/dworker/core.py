@@ -164,7 +164,6 @@ class WorkerCore:
     # ---- the connection ----
 
     def _on_connected(self, welcome: Welcome, at: float) -> None:
-        self._report()  # unsent: what ended already is not in the inventory but among the reports
         if self._cluster and welcome.cluster != self._cluster:
             self._forget_cluster()
         self._cluster = welcome.cluster
