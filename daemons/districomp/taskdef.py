@@ -25,9 +25,14 @@ PARAMS_BYTES_MAX: Final = 512 * 1024
 LIST_ENTRIES_MAX: Final = 10_000
 INT_MAX: Final = 2**63 - 1
 
+# Narrower than Python's int() and float(), which take underscores, spaces, other digits and "infinity".
+_NUMBER: Final = re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
+
 
 class Param(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One typed parameter of a definition. Without a default it must be given at submission.
+
+    `min` and `max` bound a number's value and a list's number of entries.
 
     `expand`, of a list: its entries are arguments written by the submitter, in which `{item}`, `{index}`,
     `{{` and `}}` mean what they mean in the definition's own. Otherwise a value is never looked into.
@@ -180,7 +185,7 @@ def check_value(param: Param, value: Any) -> Any:
 
 def _number(param: Param, value: Any) -> int | float:
     number: int | float | None = None
-    if isinstance(value, str) and len(value) <= 40:
+    if isinstance(value, str) and len(value) <= 40 and _NUMBER.fullmatch(value):
         try:
             number = int(value) if param.type == "int" else float(value)
         except ValueError:
@@ -199,6 +204,8 @@ def _number(param: Param, value: Any) -> int | float:
 def _list(param: Param, entries: list[str]) -> list[str]:
     if len(entries) > LIST_ENTRIES_MAX:
         raise ValueError(f"has {len(entries):,} entries, {LIST_ENTRIES_MAX:,} are allowed")
+    if len(entries) < (param.min or 0) or (param.max is not None and len(entries) > param.max):
+        raise ValueError(f"must be {_describe(param)}, not of {len(entries)}")
     for position, entry in enumerate(entries):
         try:
             _check_text(entry)
@@ -232,13 +239,14 @@ def _surplus(name: str, known: Mapping[str, Param]) -> str:
 
 
 def _describe(param: Param) -> str:
-    nouns = {"str": "a text", "int": "a whole number", "float": "a number", "bool": "true or false"}
-    noun = nouns.get(param.type, "a path" if param.type == "path" else "a list of texts")
+    nouns = {"str": "a text", "int": "a whole number", "float": "a number", "bool": "true or false", "path": "a path"}
+    noun = nouns.get(param.type, "a list of texts")
+    unit = " entries" if param.type == "list" else ""
     if param.min is not None and param.max is not None:
-        return f"{noun} from {param.min:.15g} to {param.max:.15g}"
+        return f"{noun} from {param.min:.15g} to {param.max:.15g}{unit}"
     if param.min is not None:
-        return f"{noun} of at least {param.min:.15g}"
-    return f"{noun} of at most {param.max:.15g}" if param.max is not None else noun
+        return f"{noun} of at least {param.min:.15g}{unit}"
+    return f"{noun} of at most {param.max:.15g}{unit}" if param.max is not None else noun
 
 
 def _show(value: Any) -> str:

@@ -84,12 +84,16 @@ class Document:
         value = self._convert(root, _type_info(cast(Hashable, cls)), ())
         return None if value is _FAILED else value
 
+    def has(self, key: Key) -> bool:
+        """Whether the key stands in the file, whatever its value."""
+        return self._root is not None and self._find(key) is not self._find(key[:-1])
+
     def problem(self, key: Key, text: str) -> None:
         """Report what is wrong with `key`, at its value if it is there, else at the nearest key above it.
 
-        Silent when the key already has a problem: the first one is the cause.
+        Silent when the key, or one above or below it, already has a problem: the first one is the cause.
         """
-        if self._root is None or any(key[:depth] in self._faulty for depth in range(1, len(key) + 1)):
+        if self._root is None or any(_related(key, other) for other in self._faulty):
             return
         self._add(self._find(key), key, text)
 
@@ -127,8 +131,7 @@ class Document:
         if isinstance(kind, inspect.DictType) and node.kind == "map":
             return self._dict(node, kind, key)
         if isinstance(kind, inspect.ListType) and node.kind == "list":
-            values = [self._convert(entry, kind.item_type, (*key, i)) for i, entry in enumerate(node.entries)]
-            return _FAILED if any(value is _FAILED for value in values) else values
+            return self._list(node, kind, key)
         if node.kind == "scalar":
             return self._scalar(node, kind, key)
         self._add(node, key, f"must be {describe(kind)}, not {show(node)}")
@@ -140,7 +143,8 @@ class Document:
         for name, (name_node, value_node) in node.children.items():
             field = fields.get(name)
             if field is None:
-                self._add(name_node, (*key, name), _unknown_key(name, fields, getattr(kind.cls, "LATER", ())))
+                later = getattr(kind.cls, "LATER", ())
+                self._add(name_node, (*key, name), _unknown_key(name, fields, later))
                 continue
             value = self._convert(value_node, field.type, (*key, name))
             if value is not _FAILED:
@@ -160,11 +164,18 @@ class Document:
             self._add(node, key, str(error))
             return _FAILED
 
-    def _dict(self, node: Node, kind: inspect.DictType, key: Key) -> Any:
-        values = {}
-        for name, (_, value_node) in node.children.items():
-            values[name] = self._convert(value_node, kind.value_type, (*key, name))
-        return _FAILED if any(value is _FAILED for value in values.values()) else values
+    def _list(self, node: Node, kind: inspect.ListType, key: Key) -> Any:
+        values = [self._convert(entry, kind.item_type, (*key, i)) for i, entry in enumerate(node.entries)]
+        if isinstance(kind.item_type, inspect.StrType):
+            # A stand-in for what is wrong keeps the others at their places, for the checks that follow.
+            return ["" if value is _FAILED else value for value in values]
+        return _FAILED if any(value is _FAILED for value in values) else values
+
+    def _dict(self, node: Node, kind: inspect.DictType, key: Key) -> dict[str, Any]:
+        pairs = [
+            (name, self._convert(value, kind.value_type, (*key, name))) for name, (_, value) in node.children.items()
+        ]
+        return {name: value for name, value in pairs if value is not _FAILED}
 
     def _parsed(self, node: Node, parse: Callable[[str], Any], what: str, key: Key) -> Any:
         if node.kind != "scalar" or not node.text:
@@ -211,6 +222,11 @@ def _type_info(cls: Hashable) -> inspect.Type:
     return inspect.type_info(cls)
 
 
+def _related(one: Key, other: Key) -> bool:
+    shared = min(len(one), len(other))
+    return shared > 0 and one[:shared] == other[:shared]
+
+
 def _key_text(key: Key) -> str:
     text = ""
     for step in key:
@@ -226,7 +242,7 @@ def _did_you_mean(name: str, known: Iterable[str]) -> str:
 def _unknown_key(name: str, known: Iterable[str], later: Iterable[str]) -> str:
     if name in later:
         return "this key is not supported yet; it comes with a later version, leave it out until then"
-    hint = _did_you_mean(name, known)
+    hint = _did_you_mean(name, [*known, *later])
     return f"unknown key{hint}" if hint else f"unknown key; the keys here are {', '.join(known)}"
 
 

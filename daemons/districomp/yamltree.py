@@ -103,6 +103,9 @@ def parse(data: bytes, file: str) -> tuple[Node, list[str]]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line, column = (mark.line, mark.column) if mark else (0, 0)
+        while line > 0 and (line >= len(lines) or not lines[line]):
+            # The end of the file is where its last text ends.
+            line, column = line - 1, len(lines[min(line, len(lines)) - 1])
         builder.add(line, column, "", _syntax_text(error, lines, line, column))
     except yaml.YAMLError as error:
         builder.add(0, 0, "", f"is not YAML: {error}")
