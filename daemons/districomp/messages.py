@@ -45,7 +45,7 @@ class Machine(msgspec.Struct, array_like=True, forbid_unknown_fields=True, froze
 
 
 class HelloWorker(Message, tag=1):
-    """worker: joins. `worker` is its lasting id, `cluster` the name or id that it wants ('' any)."""
+    """worker: joins. `worker` is its lasting id, `process` a random number of this process, `cluster` the name or id that it wants ('' any)."""
 
     version: int
     cluster: str
@@ -53,6 +53,7 @@ class HelloWorker(Message, tag=1):
     name: str
     slots: int
     machine: Machine
+    process: int = 0
 
 
 class HelloClient(Message, tag=2):
@@ -155,7 +156,10 @@ class Resend(Message, tag=17):
 
 
 class Inventory(Message, tag=20):
-    """After Welcome, before anything else: every lease held and not yet reported. The last one has `last`."""
+    """After Welcome and the Reports that are sent again: every lease held and not yet reported. The last one has `last`.
+
+    What neither they nor the Reports before them name, the worker does not have.
+    """
 
     job: int
     leases: list[int]

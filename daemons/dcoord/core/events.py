@@ -12,11 +12,16 @@ class Event(msgspec.Struct, gc=False):
 
 
 class Received(Event):
-    """A peer's message. `peer` numbers a connection and is never reused; `local`: it came by the control socket."""
+    """A peer's message. `peer` numbers a connection and is never reused; `address` is where it is, for people.
+
+    `fault` (code, text): the driver found that the request cannot be met (a blob is missing); it is refused so.
+    """
 
     peer: int
     message: AnyMessage
     at: float
+    address: str = ""
+    fault: tuple[str, str] | None = None
 
 
 class Gone(Event):
@@ -40,10 +45,16 @@ class DefinitionsChanged(Event):
     definitions: dict[str, Definition]
 
 
+class Degraded(Event):
+    """The journal cannot be written, and why; '' when it can again."""
+
+    reason: str
+
+
 class SpaceLeft(Event):
     """How many bytes the journal's file system still takes."""
 
     free_bytes: int
 
 
-Events = Received | Gone | PayloadRead | DefinitionsChanged | SpaceLeft
+Events = Received | Gone | PayloadRead | DefinitionsChanged | Degraded | SpaceLeft

@@ -1,0 +1,338 @@
+"""The coordinator's core: events in, effects and records out. No I/O, no clock, no randomness.
+
+The driver's whole contract: `handle_batch` with what has arrived, `tick` for the timers and ONE placement
+pass, commit the records among the effects, only then carry out the rest; call again at `deadline`.
+"""
+
+from collections.abc import Callable, Iterable
+from heapq import heappop, heappush
+from typing import Final
+
+import msgspec
+
+from dcoord.core import join, place, reports, submit
+from dcoord.core.backlog import Backlog
+from dcoord.core.effects import Close, Effect, Send
+from dcoord.core.events import DefinitionsChanged, Degraded, Events, Gone, PayloadRead, Received, SpaceLeft
+from dcoord.core.fleet import Fleet, Worker
+from dcoord.core.job import Job
+from dcoord.core.records import JobEndRecord, Record, Restored, WorkerRecord
+from districomp.errors import RemoteProtocolError
+from districomp.messages import (
+    Ack,
+    Cancel,
+    Goodbye,
+    Heartbeat,
+    HelloClient,
+    HelloWeb,
+    HelloWorker,
+    Inventory,
+    Items,
+    Message,
+    Reports,
+    Returned,
+    Started,
+    Submit,
+    Welcome,
+)
+from districomp.model import RUNNING, lease_token
+from districomp.taskdef import Definition, decode_definition
+
+RATE_WINDOW_S: Final = 10
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """What the core must know of the configuration. `cluster` is the id, `name` what people call it."""
+
+    cluster: str
+    name: str
+    lease_s: float = 15.0
+
+
+class Core:
+    """All state of a coordinator. Attributes are read freely by the modules of this package and by `view.py`."""
+
+    def __init__(self, settings: Settings, restored: Restored, now: float, *, next_lease: int = 0) -> None:
+        """Start from what the journal knows. `next_lease`: tokens below it are of before (a rebuild within an epoch)."""
+        self.settings = settings
+        self.now = now
+        self.begun = now
+        self.epoch = restored.epoch
+        self.degraded = ""
+        self.fleet = Fleet()
+        self.backlog = Backlog()
+        self.jobs: dict[int, Job] = {}
+        self.active: dict[int, Job] = {}
+        self.last_job = restored.last_job
+        self.request_ids: dict[str, int] = {}
+        self.definitions: dict[str, Definition] = {}
+        self.recorded_definitions: dict[str, Definition] = {}
+        self.drafts: dict[tuple[int, int], submit.Draft] = {}
+        self.repeats: dict[tuple[int, int], int] = {}
+        self.cancelled_requests: list[tuple[int, int, int]] = []
+        """(peer, request, job) of cancels carried out, for the driver to answer after the commit."""
+        self.inventories: dict[str, dict[int, None]] = {}
+        self.returning: dict[str, str] = {}
+        """Workers (id: name) that were here before the restart and have not said yet what they hold."""
+        self.next_lease = max(next_lease, lease_token(self.epoch, 0))
+        self.fence = self.next_lease
+        """Lease tokens below it are of before the last restart."""
+        self.effects: list[Effect | Record] = []
+        self.changed: dict[int, None] = {}
+        """Jobs whose document changed since the driver last looked; it clears it."""
+        self.leased = 0
+        self.kept_bytes = 0
+        self.free_bytes = 1 << 62
+        self.is_short_of_space = False
+        self.mean_result_bytes_max = 4096.0
+        self.refused_reports = 0
+        self.data_url = ""
+        self._acks: dict[int, list[int]] = {}
+        self._timers: list[tuple[float, int, Callable[[float], None]]] = []
+        self._timer_count = 0
+        self._finished: dict[int, int] = {}
+        self._restore(restored)
+
+    # ---- the driver's side ----
+
+    def handle_batch(self, batch: Iterable[Events], now: float) -> list[Effect | Record]:
+        """Take in what happened, in order; what is to be written and done. No leases yet: `tick` gives them."""
+        self.now = now
+        for event in batch:
+            if isinstance(event, Received):
+                self._on_received(event)
+            elif isinstance(event, Gone):
+                join.on_gone(self, event.peer)
+                submit.drop_drafts(self, event.peer)
+            elif isinstance(event, PayloadRead):
+                self._on_payload(event)
+            elif isinstance(event, DefinitionsChanged):
+                self.definitions = event.definitions
+            elif isinstance(event, SpaceLeft):
+                self.free_bytes = event.free_bytes
+            else:
+                self._on_degraded(event)
+        for peer, serials in self._acks.items():
+            self.effects.append(Send(peer, Ack(serials)))
+        self._acks.clear()
+        return self._take_effects()
+
+    def tick(self, now: float) -> list[Effect | Record]:
+        """Let time pass: timers that are due, then one placement pass."""
+        self.now = now
+        if not self.degraded:
+            while self._timers and self._timers[0][0] <= now:
+                heappop(self._timers)[2](now)
+            place.place(self, now)
+        return self._take_effects()
+
+    def deadline(self) -> float | None:
+        """When `tick` is due next (Unix seconds); None: never, unless something arrives."""
+        return self._timers[0][0] if self._timers and not self.degraded else None
+
+    def check(self) -> None:
+        """Every invariant; AssertionError names the broken one."""
+        self.fleet.check()
+        running: dict[tuple[int, int], str] = {}
+        held = 0
+        for worker in self.fleet.by_id.values():
+            held += len(worker.leases)
+            for lease in worker.leases.values():
+                if not lease.stopping:
+                    key = lease.job.id, lease.index
+                    assert key not in running, f"task {key} is leased twice: {running[key]}, {worker.id}"
+                    running[key] = worker.id
+        assert held == self.leased, f"{self.leased} leases counted, {held} held"
+        total = 0
+        for job in self.active.values():
+            job.check()
+            total += job.counts[RUNNING]
+            if job.payloads is None and job.has_leasable():
+                assert job in self.backlog, f"job {job.id} has queued tasks and is not served"
+        assert total == len(running), f"{total} tasks run, {len(running)} are leased"
+
+    # ---- for the other modules of the core ----
+
+    def welcome(self) -> Welcome:
+        """The answer to an accepted greeting."""
+        settings = self.settings
+        return Welcome(1, settings.cluster, settings.name, self.epoch, settings.lease_s, self.data_url, self.now)
+
+    def take_tokens(self, count: int) -> int:
+        """The first of `count` lease tokens in a row that were never given."""
+        token = self.next_lease
+        self.next_lease += count
+        return token
+
+    def acknowledge(self, worker: Worker, serial: int) -> None:
+        """The worker may forget a report once this batch is committed."""
+        self._acks.setdefault(worker.peer, []).append(serial)
+
+    def add_job(self, job: Job) -> None:
+        """A job is complete."""
+        self.jobs[job.id] = self.active[job.id] = job
+        self.changed[job.id] = None
+        if job.record.request_id:
+            self.request_ids[job.record.request_id] = job.id
+
+    def after_outcome(self, job: Job) -> None:
+        """Tasks of a job changed: cancel its rest if too many failed, end it if none is left, else keep it served."""
+        if submit.is_failed_enough(job) and job.finished < job.record.count:
+            submit.cancel(self, job, [])
+            return
+        if job.finished == job.record.count:
+            if not job.is_ended:
+                self._end(job)
+        else:
+            self.backlog.add(job)
+
+    def count_finished(self, count: int) -> None:
+        """Count ended attempts for the rate that people see."""
+        second = int(self.now)
+        self._finished[second] = self._finished.get(second, 0) + count
+        while len(self._finished) > RATE_WINDOW_S + 1:
+            del self._finished[next(iter(self._finished))]
+
+    def tasks_per_s(self, now: float) -> float:
+        """Ended attempts a second over the last whole seconds."""
+        oldest = int(now) - RATE_WINDOW_S
+        recent = sum(count for second, count in self._finished.items() if oldest <= second < int(now))
+        return recent / min(RATE_WINDOW_S, max(1.0, now - self.begun))
+
+    def note_result_size(self, mean_bytes: float) -> None:
+        """Remember the largest mean result, for the space kept free per lease."""
+        self.mean_result_bytes_max = max(self.mean_result_bytes_max, mean_bytes)
+
+    def schedule_silence(self, worker: Worker, heard: float) -> None:
+        """Look at a worker again when a lease has passed since it was heard."""
+
+        def look(now: float) -> None:
+            if self.fleet.by_id.get(worker.id) is not worker:
+                return
+            if worker.heard + self.settings.lease_s <= now:
+                join.lose(self, worker)
+            else:
+                self.schedule_silence(worker, worker.heard)
+
+        self._schedule(heard + self.settings.lease_s, look)
+
+    def schedule_retry(self, delay_s: float, job: Job, indexes: list[int]) -> None:
+        """Make these tasks leasable again after their backoff."""
+
+        def retry(_now: float) -> None:
+            for index in indexes:
+                job.due(index)
+            self.backlog.add(job)
+
+        self._schedule(self.now + delay_s, retry)
+
+    # ---- inside ----
+
+    def _take_effects(self) -> list[Effect | Record]:
+        effects, self.effects = self.effects, []
+        return effects
+
+    def _schedule(self, due: float, action: Callable[[float], None]) -> None:
+        self._timer_count += 1
+        heappush(self._timers, (due, self._timer_count, action))
+
+    def _on_received(self, event: Received) -> None:
+        message: Message = event.message
+        worker = self.fleet.by_peer.get(event.peer)
+        try:
+            if worker is not None:
+                worker.heard = max(worker.heard, event.at)
+                self._on_worker(worker, message)
+            else:
+                self._on_other(event, message)
+        except RemoteProtocolError as error:
+            self.effects.append(Close(event.peer, "protocol", str(error)))
+
+    def _on_worker(self, worker: Worker, message: Message) -> None:
+        if isinstance(message, Reports):
+            reports.on_reports(self, worker, message)
+        elif isinstance(message, Heartbeat):
+            self.effects.append(Send(worker.peer, Heartbeat()))
+        elif isinstance(message, Started):
+            reports.on_started(self, worker, message)
+        elif isinstance(message, Returned):
+            reports.on_returned(self, worker, message)
+        elif isinstance(message, Inventory):
+            join.on_inventory(self, worker, message)
+        elif not isinstance(message, Goodbye):
+            raise RemoteProtocolError(f"a worker does not send {type(message).__name__}")
+
+    def _on_other(self, event: Received, message: Message) -> None:
+        if isinstance(message, HelloWorker):
+            join.on_hello_worker(self, event.peer, message, event.address, event.at)
+        elif isinstance(message, HelloClient | HelloWeb):
+            refusal = join.refuse_version(message.version)
+            self.effects.append(Close(event.peer, *refusal) if refusal else Send(event.peer, self.welcome()))
+        elif isinstance(message, Submit):
+            submit.on_submit(self, event.peer, message, event.fault)
+        elif isinstance(message, Items):
+            submit.on_items(self, event.peer, message, event.fault)
+        elif isinstance(message, Cancel):
+            submit.on_cancel(self, event.peer, message)
+        # A worker that was just declared lost may still be heard: its connection is being closed.
+        elif not isinstance(message, Goodbye | Reports | Heartbeat | Started | Returned | Inventory):
+            raise RemoteProtocolError(f"a client does not send {type(message).__name__}")
+
+    def _on_payload(self, event: PayloadRead) -> None:
+        job = self.active.get(event.job)
+        if job is None or job.payloads is None:
+            return
+        self.kept_bytes -= job.payloads.kept_bytes
+        job.payloads.keep(event.first, event.items)
+        self.kept_bytes += job.payloads.kept_bytes
+        self.backlog.add(job)
+
+    def _on_degraded(self, event: Degraded) -> None:
+        self.degraded = event.reason
+        if not event.reason:
+            # The workers were turned away meanwhile; their time begins now.
+            self._await_workers(self.now)
+
+    def _end(self, job: Job) -> None:
+        if job.payloads is not None:
+            self.kept_bytes -= job.payloads.kept_bytes
+        job.end(job.final_state(), self.now)
+        del self.active[job.id]
+        self.backlog.remove(job)
+        self.effects.append(JobEndRecord(job.id, job.state_at_end, list(job.counts), self.now))
+
+    def _restore(self, restored: Restored) -> None:
+        for digest, body in restored.definitions.items():
+            self.recorded_definitions[digest] = decode_definition(body)
+        for entry in restored.jobs:
+            job = Job(entry.record, self.recorded_definitions[entry.record.definition], entry.chunks)
+            if entry.end is not None:
+                job.counts = list(entry.end.counts)
+                job.started, job.serial = entry.started, entry.last_serial
+                job.end(entry.end.state, entry.end.ended)
+                self.jobs[job.id] = job
+            else:
+                job.restore(entry)
+                self.add_job(job)
+            if entry.record.request_id:
+                self.request_ids[entry.record.request_id] = job.id
+        self.changed.clear()
+        for record in restored.workers:
+            self.returning[record.worker] = record.name
+        self._await_workers(self.now)
+        for job in list(self.active.values()):
+            # A crash may have come between the last outcome and the job's end.
+            self.after_outcome(job)
+
+    def _await_workers(self, now: float) -> None:
+        if not self.returning:
+            join.settle_doubt(self, everybody_is_back=True)
+            return
+
+        def give_up(now: float) -> None:
+            for worker, name in self.returning.items():
+                self.effects.append(WorkerRecord(worker, name, False, now))
+            if self.returning:
+                join.settle_doubt(self, everybody_is_back=False)
+
+        self._schedule(now + self.settings.lease_s, give_up)

@@ -1,0 +1,213 @@
+"""Workers come, say what they hold, fall silent and are lost.
+
+A closed connection only starts the clock of the lease; what a worker holds is taken from it when it
+has been silent for a whole lease, or when it comes back without it.
+"""
+
+from typing import TYPE_CHECKING
+
+from dcoord.core.effects import Close, Send
+from dcoord.core.fleet import Worker
+from dcoord.core.job import Job
+from dcoord.core.records import WorkerRecord
+from dcoord.core.reports import end_attempts, write_outcome
+from dcoord.core.task import Lease
+from districomp.errors import RemoteProtocolError
+from districomp.messages import PROTOCOL_VERSION, HelloWorker, Inventory, Outcome, Stop
+from districomp.model import FAILED, QUEUED, RUNNING
+
+if TYPE_CHECKING:
+    from dcoord.core.core import Core
+
+NAME_CHARS_MAX = 255
+SLOTS_MAX = 4096
+
+
+def on_hello_worker(core: "Core", peer: int, hello: HelloWorker, address: str, at: float) -> None:
+    """A worker wants to join: welcome it, or say why not."""
+    refusal = refuse_version(hello.version) or _refuse(core, hello)
+    if refusal is not None:
+        core.effects.append(Close(peer, *refusal))
+        return
+    worker = core.fleet.get(hello.worker)
+    if worker.peer:
+        core.effects.append(
+            Close(worker.peer, "replaced", f"worker {hello.name} has a newer connection, from {address}")
+        )
+    if worker.leases and worker.process != hello.process:
+        _lose_leases(core, worker)
+    is_new = worker.heard == 0.0 or worker.is_lost
+    core.fleet.attach(worker, hello, peer, address, at)
+    if is_new:
+        core.effects.append(WorkerRecord(worker.id, worker.name, True, at))
+        core.schedule_silence(worker, at)
+    core.effects.append(Send(peer, core.welcome()))
+
+
+def refuse_version(version: int) -> tuple[str, str] | None:
+    """Why a peer's protocol version is refused, as Goodbye's code and text; None if it is ours."""
+    if version == PROTOCOL_VERSION:
+        return None
+    return "version", f"this coordinator speaks protocol {PROTOCOL_VERSION}, you speak {version}: update the older one"
+
+
+def _refuse(core: "Core", hello: HelloWorker) -> tuple[str, str] | None:
+    if hello.cluster not in ("", core.settings.cluster, core.settings.name):
+        return "cluster", f"this is cluster {core.settings.name} ({core.settings.cluster}), not {hello.cluster}"
+    if core.degraded:
+        return "degraded", core.degraded
+    if not 0 < len(hello.worker) <= 64 or not hello.worker.isascii() or not hello.worker.isprintable():
+        raise RemoteProtocolError("HelloWorker: a worker id is 1 to 64 printable ASCII characters")
+    if not 0 < len(hello.name) <= NAME_CHARS_MAX or not hello.name.isprintable():
+        raise RemoteProtocolError(f"HelloWorker: a name is 1 to {NAME_CHARS_MAX} printable characters")
+    if not 1 <= hello.slots <= SLOTS_MAX:
+        raise RemoteProtocolError(f"HelloWorker: {hello.slots} slots; 1 to {SLOTS_MAX} are possible")
+    return None
+
+
+def on_inventory(core: "Core", worker: Worker, message: Inventory) -> None:
+    """What the worker still holds: adopt what is valid, stop what is not, and at the end requeue what it does not name."""
+    columns = (message.indexes, message.attempts, message.started)
+    if any(len(column) != len(message.leases) for column in columns):
+        raise RemoteProtocolError("Inventory: its columns differ in length")
+    named = core.inventories.setdefault(worker.id, {})
+    job = core.jobs.get(message.job)
+    stop: list[int] = []
+    for token, index, attempt, started in zip(message.leases, *columns, strict=True):
+        lease = worker.leases.get(token)
+        if lease is None:
+            lease = _adopt(core, job, token, index, attempt)
+            if lease is None:
+                stop.append(token)
+                continue
+            worker.leases[token] = lease
+            core.leased += 1
+        named[token] = None
+        if lease.stopping:
+            stop.append(token)
+        if started is not None:
+            worker.mark_started(lease, started)
+    if stop:
+        core.effects.append(Send(worker.peer, Stop(stop)))
+    if message.last:
+        _reconcile(core, worker, core.inventories.pop(worker.id))
+
+
+def _adopt(core: "Core", job: Job | None, token: int, index: int, attempt: int) -> Lease | None:
+    """A lease of before a restart, if its task is unfinished and not leased anew."""
+    if job is None or job.is_ended or token >= core.fence:
+        return None
+    if not 0 <= index < job.record.count:
+        raise RemoteProtocolError(f"Inventory: job {job.id} has no task {index}")
+    if job.states[index] != QUEUED:
+        return None
+    job.move(index, RUNNING)
+    job.doubt.pop(index, None)
+    job.waiting.pop(index, None)
+    core.changed[job.id] = None
+    return Lease(job, index, attempt)
+
+
+def _reconcile(core: "Core", worker: Worker, named: dict[int, None]) -> None:
+    """The inventory is complete: what it does not name never reached the worker."""
+    missing = [token for token in worker.leases if token not in named]
+    lost: list[Lease] = []
+    for token in missing:
+        lease = worker.drop(token)
+        assert lease is not None
+        core.leased -= 1
+        if lease.stopping:
+            continue
+        if lease.started is not None or lease.job.definition.rerun == "never":
+            lost.append(lease)
+        else:
+            lease.job.give_back(lease.index)
+            core.backlog.add(lease.job)
+    end_attempts(core, worker, lost, "worker_lost")
+    worker.is_ready = True
+    core.fleet.make_roomy(worker)
+    core.returning.pop(worker.id, None)
+    if not core.returning:
+        settle_doubt(core, everybody_is_back=True)
+
+
+def on_gone(core: "Core", peer: int) -> None:
+    """A connection closed. A worker keeps what it holds until its lease has passed."""
+    worker = core.fleet.by_peer.get(peer)
+    if worker is not None:
+        core.inventories.pop(worker.id, None)
+        core.fleet.detach(worker)
+
+
+def lose(core: "Core", worker: Worker) -> None:
+    """A worker was silent for a whole lease."""
+    if worker.peer:
+        silent = f"silent for {core.settings.lease_s:g} s; join again"
+        core.effects.append(Close(worker.peer, "silent", silent))
+    core.inventories.pop(worker.id, None)
+    _lose_leases(core, worker)
+    core.fleet.forget(worker)
+    core.effects.append(WorkerRecord(worker.id, worker.name, False, core.now))
+    if core.returning.pop(worker.id, None) is not None and not core.returning:
+        settle_doubt(core, everybody_is_back=False)
+
+
+def _lose_leases(core: "Core", worker: Worker) -> None:
+    """Take everything from a worker. An attempt is counted where one may have begun.
+
+    Leases are started in the order given, so beside those it named at most the first ones up to its
+    slots can have begun; a definition that may run at most once counts every one.
+    """
+    unnamed = max(0, worker.slots - worker.started)
+    lost: list[Lease] = []
+    unstarted: list[Lease] = []
+    for lease in worker.leases.values():
+        if lease.stopping:
+            continue
+        if lease.started is None and unnamed > 0:
+            unnamed -= 1
+            lost.append(lease)
+        elif lease.started is not None or lease.job.definition.rerun == "never":
+            lost.append(lease)
+        else:
+            unstarted.append(lease)
+    core.leased -= len(worker.leases)
+    worker.leases.clear()
+    worker.started = 0
+    # Backwards, because each goes to the front of the line.
+    for lease in reversed(unstarted):
+        lease.job.give_back(lease.index)
+        core.backlog.add(lease.job)
+    end_attempts(core, worker, lost, "worker_lost")
+
+
+def settle_doubt(core: "Core", *, everybody_is_back: bool) -> None:
+    """Nobody will report what was in doubt since the restart: lease it anew, or fail what may run only once."""
+    core.returning.clear()
+    for job in list(core.active.values()):
+        indexes = job.settle_doubt()
+        if not indexes:
+            continue
+        if job.definition.rerun == "never" and not everybody_is_back:
+            _fail_unknown(core, job, indexes)
+        else:
+            job.ready.extend(indexes)
+            core.backlog.add(job)
+
+
+def _fail_unknown(core: "Core", job: Job, indexes: list[int]) -> None:
+    for index in indexes:
+        job.move(index, FAILED)
+    count = len(indexes)
+    outcome = Outcome(
+        job.id,
+        job.serial + 1,
+        "",
+        indexes,
+        states=[FAILED] * count,
+        attempts=[job.attempt_of(index) for index in indexes],
+        reasons=["outcome_unknown"] * count,
+        ended=[core.now] * count,
+    )
+    write_outcome(core, job, outcome)
+    core.after_outcome(job)

@@ -1,0 +1,202 @@
+"""Placement: queued tasks to workers with room, greedily, once a batch.
+
+The cost follows what is handed out: every step either gives a lease, or takes a worker or a job out of
+the running. Never looks at all queued tasks or at all workers.
+"""
+
+from typing import TYPE_CHECKING, Final
+
+from dcoord.core.effects import ReadPayload, Send
+from dcoord.core.fleet import KNOWN_MAX, Worker
+from dcoord.core.job import Job
+from dcoord.core.payload import KEPT_BYTES_MAX, items_bytes
+from dcoord.core.records import FrontierRecord
+from dcoord.core.task import Lease
+from districomp.messages import BATCH_BYTES, BATCH_TASKS, Assign, Define, JobSpec, Recall
+from districomp.model import Item
+from districomp.taskdef import encode_definition
+
+if TYPE_CHECKING:
+    from dcoord.core.core import Core
+
+PREFETCH_S: Final = 0.1
+"""A worker holds about so much work beside what it runs."""
+WINDOW_MAX: Final = 8192
+FRONTIER_CHUNK: Final = 1024
+LOW_WATER_BYTES: Final = 64 * 1024 * 1024
+RECALL_S: Final = 0.02
+"""Tasks are taken back for an idle worker only if they would wait longer than that where they are."""
+RECALL_PAUSE_S: Final = 0.1
+"""Between two recalls from one worker, which may have begun meanwhile what it was asked to give back."""
+
+
+def place(core: "Core", now: float) -> None:
+    """Hand out what can be handed out, then take back unstarted tasks if somebody is idle."""
+    if core.degraded or not _has_space(core):
+        return
+    fleet, backlog = core.fleet, core.backlog
+    unserved = len(fleet.roomy)
+    while backlog and fleet.roomy:
+        worker, job = next(iter(fleet.roomy.values())), backlog.first()
+        del fleet.roomy[worker.id]
+        # An equal share for everybody who has room, so that the last tasks do not queue behind one machine.
+        share = -(-job.leasable // max(1, unserved))
+        unserved = unserved - 1 if unserved > 1 else len(fleet.roomy) + 1
+        if _give(core, worker, job, share, now):
+            fleet.roomy[worker.id] = worker
+        if len(worker.leases) > worker.slots:
+            fleet.surplus[worker.id] = worker
+    if fleet.roomy and fleet.surplus and not backlog:
+        _recall(core)
+
+
+def _has_space(core: "Core") -> bool:
+    reserved = core.leased * core.mean_result_bytes_max
+    core.is_short_of_space = core.free_bytes - reserved < LOW_WATER_BYTES
+    return not core.is_short_of_space
+
+
+def _give(core: "Core", worker: Worker, job: Job, share: int, now: float) -> bool:
+    """Give a worker up to `share` tasks of a job, then it is another job's turn; whether the worker has room left."""
+    room = _window(worker, job) - len(worker.leases)
+    if room <= 0:
+        return False
+    indexes = job.take(min(room, max(1, share), BATCH_TASKS))
+    if not indexes:
+        core.backlog.remove(job)
+        read_ahead(core, job)
+        return True
+    _assign(core, worker, job, indexes, now)
+    if job.leasable:
+        core.backlog.rotate(job)
+    else:
+        core.backlog.remove(job)
+    return len(indexes) < room
+
+
+def read_ahead(core: "Core", job: Job) -> None:
+    """Have the items read that the job's next leases need; PayloadRead brings it back into the backlog."""
+    payloads = job.payloads
+    if payloads is None:
+        return
+    first = job.wanted_payload()
+    if first is not None:
+        core.effects.append(ReadPayload(job.id, first))
+    elif core.kept_bytes < KEPT_BYTES_MAX and job.cursor < payloads.count:
+        following = payloads.want(payloads.chunk_of(job.cursor)[1])
+        if following is not None:
+            core.effects.append(ReadPayload(job.id, following))
+
+
+def _window(worker: Worker, job: Job) -> int:
+    """How many leases the worker should hold: its slots, and what it does in the prefetch time beside."""
+    if job.mean_s is None or job.definition.rerun == "never":
+        # What a lost worker may have begun can not be run again, so it is given only what it runs at once.
+        return worker.slots
+    return min(WINDOW_MAX, worker.slots + int(worker.slots * PREFETCH_S / max(job.mean_s, 1e-6)))
+
+
+def _assign(core: "Core", worker: Worker, job: Job, indexes: list[int], now: float) -> None:
+    _introduce(core, worker, job)
+    if job.started is None:
+        job.started = now
+    if job.cursor > job.frontier:
+        exact = job.definition.rerun == "never"
+        job.frontier = min(job.record.count, job.cursor + (0 if exact else FRONTIER_CHUNK))
+        core.effects.append(FrontierRecord(job.id, job.frontier, job.started))
+    attempts = [job.attempt_of(index) for index in indexes] if job.tries else []
+    if attempts and max(attempts) == 1:
+        attempts = []
+    token = core.take_tokens(len(indexes))
+    leases = worker.leases
+    for place_, index in enumerate(indexes):
+        leases[token + place_] = Lease(job, index, attempts[place_] if attempts else 1)
+    core.leased += len(indexes)
+    core.changed[job.id] = None
+    if job.payloads is None:
+        core.effects.append(Send(worker.peer, Assign(job.id, token, indexes, attempts)))
+    else:
+        _send_items(core, worker, job, Assign(job.id, token, indexes, attempts))
+
+
+def _send_items(core: "Core", worker: Worker, job: Job, whole: Assign) -> None:
+    """Send with items, cut by bytes; then drop the chunk if it is handed out, and read the next one ahead."""
+    payloads = job.payloads
+    assert payloads is not None
+    indexes = whole.indexes
+    loaded = payloads.loaded(indexes[0])
+    assert loaded is not None, "take() gives only indices whose items are here"
+    first, chunk = loaded
+    items = [chunk[index - first] for index in indexes]
+    start = 0
+    while start < len(items):
+        end = _cut(items, start)
+        attempts = whole.attempts[start:end]
+        part = Assign(job.id, whole.lease + start, indexes[start:end], attempts, items[start:end])
+        core.effects.append(Send(worker.peer, part))
+        start = end
+    if job.cursor >= payloads.chunk_of(indexes[-1])[1]:
+        core.kept_bytes -= payloads.kept_bytes
+        payloads.drop(first)
+        core.kept_bytes += payloads.kept_bytes
+    read_ahead(core, job)
+
+
+def _cut(items: list[Item], start: int) -> int:
+    """Where the frame that begins at `start` ends, so that it stays near BATCH_BYTES."""
+    if items_bytes(items[start:]) <= BATCH_BYTES:
+        return len(items)
+    size, end = 0, start
+    while end < len(items) and (end == start or size < BATCH_BYTES):
+        size += items_bytes(items[end : end + 1])
+        end += 1
+    return end
+
+
+def _introduce(core: "Core", worker: Worker, job: Job) -> None:
+    """Send the definition and the job's own data once a connection, before the first lease."""
+    if job.id in worker.known_jobs:
+        return
+    definition = job.definition
+    if definition.digest not in worker.known_definitions:
+        worker.known_definitions[definition.digest] = None
+        if len(worker.known_definitions) > KNOWN_MAX:
+            del worker.known_definitions[next(iter(worker.known_definitions))]
+        core.effects.append(Send(worker.peer, Define(definition.digest, encode_definition(definition))))
+    worker.known_jobs[job.id] = None
+    if len(worker.known_jobs) > KNOWN_MAX:
+        del worker.known_jobs[next(iter(worker.known_jobs))]
+    record = job.record
+    core.effects.append(Send(worker.peer, JobSpec(job.id, definition.digest, record.params, record.numbers)))
+
+
+def _recall(core: "Core") -> None:
+    """Ask the workers with more than they can run to give half of the rest back; the idle get it when it comes."""
+    fleet = core.fleet
+    if not any(len(worker.leases) < worker.slots for worker in fleet.roomy.values()):
+        return
+    for worker in list(fleet.surplus.values()):
+        spare = len(worker.leases) - worker.slots
+        if spare <= 0:
+            del fleet.surplus[worker.id]
+            continue
+        if worker.recall_after > core.now or not worker.peer:
+            continue
+        newest = worker.leases[next(reversed(worker.leases))]
+        mean_s = newest.job.mean_s or 0.0
+        # A task whose running time already exceeds the mean holds the others up at least as long again.
+        oldest = next(iter(worker.leases.values()))
+        if oldest.started is not None:
+            mean_s = max(mean_s, core.now - oldest.started)
+        if mean_s * spare / worker.slots < RECALL_S:
+            continue
+        tokens: list[int] = []
+        for token in reversed(worker.leases):
+            if len(tokens) >= -(-spare // 2):
+                break
+            lease = worker.leases[token]
+            if lease.started is None and not lease.stopping:
+                tokens.append(token)
+        if tokens:
+            worker.recall_after = core.now + RECALL_PAUSE_S
+            core.effects.append(Send(worker.peer, Recall(tokens)))

@@ -1,0 +1,221 @@
+"""What workers say of their leases: started, ended, given back; and what it makes of the tasks.
+
+First valid report wins: a report counts if its worker holds the lease it names, or if the lease is of
+before a restart and the task is still unfinished and not leased anew. Everything else is recognised as
+late and refused; either way the worker may forget it.
+"""
+
+from itertools import compress
+from typing import TYPE_CHECKING
+
+from dcoord.core.fleet import Worker
+from dcoord.core.job import Job
+from dcoord.core.records import OutcomeRecord
+from dcoord.core.task import Lease, Tries, final_reason, retry_delay_s
+from districomp.errors import RemoteProtocolError
+from districomp.messages import Outcome, Reports, Returned, Started
+from districomp.model import DONE, FAILED, QUEUED, REASONS, RUNNING
+
+if TYPE_CHECKING:
+    from dcoord.core.core import Core
+
+COLUMNS = (
+    "attempts",
+    "reasons",
+    "exit_codes",
+    "signals",
+    "started",
+    "ended",
+    "cpu_s",
+    "memory_bytes",
+    "stderr",
+    "results",
+)
+"""The columns that Reports and Outcome share, `indexes` aside."""
+_REASONS = frozenset(REASONS)
+
+
+def on_started(core: "Core", worker: Worker, message: Started) -> None:
+    """Attempts that run by now; those that have ended meanwhile are passed over."""
+    if len(message.times) != len(message.leases):
+        raise RemoteProtocolError("Started: its columns differ in length")
+    for token, at in zip(message.leases, message.times, strict=True):
+        lease = worker.leases.get(token)
+        if lease is not None:
+            worker.mark_started(lease, at)
+
+
+def on_returned(core: "Core", worker: Worker, message: Returned) -> None:
+    """Unstarted leases given back: queued again, no attempt counted."""
+    for token in message.leases:
+        lease = worker.drop(token)
+        if lease is None:
+            continue
+        core.leased -= 1
+        if not lease.stopping:
+            lease.job.give_back(lease.index)
+            core.backlog.add(lease.job)
+    core.fleet.make_roomy(worker)
+
+
+def on_reports(core: "Core", worker: Worker, message: Reports) -> None:
+    """Ended attempts of one job. RemoteProtocolError for columns that do not fit, or a lease that names another task."""
+    _check_columns(message)
+    core.fleet.make_roomy(worker)
+    job = core.jobs.get(message.job)
+    if job is None or job.is_ended:
+        _drop_all(core, worker, message)
+    else:
+        keep = _claim(core, worker, job, message)
+        if keep is not None:
+            _record(core, worker, job, message, keep)
+    core.acknowledge(worker, message.serial)
+
+
+def _check_columns(message: Reports) -> None:
+    count = len(message.indexes)
+    if len(message.leases) != count:
+        raise RemoteProtocolError("Reports: its columns differ in length")
+    for name in COLUMNS:
+        column = getattr(message, name)
+        if column and len(column) != count:
+            raise RemoteProtocolError(f"Reports: {name} has {len(column)} entries, not {count}")
+    if message.reasons and not _REASONS.issuperset(message.reasons):
+        raise RemoteProtocolError("Reports: a reason that is not in the list")
+
+
+def _drop_all(core: "Core", worker: Worker, message: Reports) -> None:
+    for token in message.leases:
+        if worker.drop(token) is not None:
+            core.leased -= 1
+
+
+def _claim(core: "Core", worker: Worker, job: Job, message: Reports) -> list[bool] | None:
+    """Which reports count; their leases are taken from the worker. None: none does; []: all do."""
+    leases = worker.leases
+    late: list[int] = []
+    dropped = 0
+    for place, (token, index) in enumerate(zip(message.leases, message.indexes, strict=True)):
+        lease = leases.pop(token, None)
+        if lease is not None:
+            dropped += 1
+            if lease.started is not None:
+                worker.started -= 1
+            if lease.job is job and lease.index == index and not lease.stopping:
+                continue
+        if not _is_still_valid(core, job, token, index, lease):
+            late.append(place)
+    core.leased -= dropped
+    if not late:
+        return []
+    core.refused_reports += len(late)
+    if len(late) == len(message.leases):
+        return None
+    keep = [True] * len(message.leases)
+    for place in late:
+        keep[place] = False
+    return keep
+
+
+def _is_still_valid(core: "Core", job: Job, token: int, index: int, lease: Lease | None) -> bool:
+    """A report whose lease its worker does not hold as reported: is it of before a restart, and still wanted?"""
+    if index >= job.record.count or index < 0:
+        raise RemoteProtocolError(f"Reports: job {job.id} has no task {index}")
+    if lease is not None:
+        if lease.job is not job or lease.index != index:
+            raise RemoteProtocolError(
+                f"Reports: a lease of task {lease.job.id}.{lease.index} reported for {job.id}.{index}"
+            )
+        return False
+    if token < core.fence and job.states[index] == QUEUED:
+        job.move(index, RUNNING)
+        job.doubt.pop(index, None)
+        job.waiting.pop(index, None)
+        return True
+    return False
+
+
+def _record(core: "Core", worker: Worker, job: Job, message: Reports, keep: list[bool]) -> None:
+    outcome = Outcome(job.id, job.serial + 1, worker.id, message.indexes)
+    for name in COLUMNS:
+        setattr(outcome, name, getattr(message, name))
+    if keep:
+        outcome.indexes = list(compress(outcome.indexes, keep))
+        for name in COLUMNS:
+            setattr(outcome, name, list(compress(getattr(outcome, name), keep)))
+    if outcome.reasons:
+        _judge(core, job, outcome)
+    else:
+        job.finish(outcome.indexes, DONE)
+        if job.tries:
+            for index in outcome.indexes:
+                job.tries.pop(index, None)
+    job.learn(outcome)
+    core.note_result_size(job.mean_result_bytes)
+    core.count_finished(len(outcome.indexes))
+    write_outcome(core, job, outcome)
+    core.after_outcome(job)
+
+
+def _judge(core: "Core", job: Job, outcome: Outcome) -> None:
+    """Decide for each ended attempt what its task becomes; fills in `states`."""
+    count = len(outcome.indexes)
+    reasons = list(outcome.reasons)
+    codes = outcome.exit_codes or [None] * count
+    states: list[int] = []
+    postponed: dict[float, list[int]] = {}
+    for place, index in enumerate(outcome.indexes):
+        reason = reasons[place]
+        if reason == "done":
+            job.move(index, DONE)
+            states.append(DONE)
+            continue
+        tries = job.tries.get(index)
+        delay_s = retry_delay_s(job.definition, tries, reason, codes[place])
+        if delay_s is None:
+            reasons[place] = final_reason(job.definition, reason)
+            job.move(index, FAILED)
+            states.append(FAILED)
+            continue
+        job.tries.setdefault(index, Tries()).count(reason)
+        states.append(QUEUED)
+        if delay_s > 0:
+            job.postpone(index)
+            postponed.setdefault(delay_s, []).append(index)
+        else:
+            job.give_back(index)
+    for index, state in zip(outcome.indexes, states, strict=True):
+        if state != QUEUED:
+            job.tries.pop(index, None)
+    outcome.reasons, outcome.states = reasons, states
+    for delay_s, indexes in postponed.items():
+        core.schedule_retry(delay_s, job, indexes)
+
+
+def end_attempts(core: "Core", worker: Worker, leases: list[Lease], reason: str) -> None:
+    """Attempts ended without their worker's word (it is lost, or was restarted): record, and retry or fail their tasks."""
+    by_job: dict[int, list[Lease]] = {}
+    for lease in leases:
+        by_job.setdefault(lease.job.id, []).append(lease)
+    for held in by_job.values():
+        job = held[0].job
+        outcome = Outcome(
+            job.id,
+            job.serial + 1,
+            worker.id,
+            [lease.index for lease in held],
+            attempts=[lease.attempt for lease in held],
+            reasons=[reason] * len(held),
+            started=[lease.started for lease in held],
+            ended=[core.now] * len(held),
+        )
+        _judge(core, job, outcome)
+        write_outcome(core, job, outcome)
+        core.after_outcome(job)
+
+
+def write_outcome(core: "Core", job: Job, outcome: Outcome) -> None:
+    """Emit a job's next row."""
+    job.serial = outcome.serial
+    core.changed[job.id] = None
+    core.effects.append(OutcomeRecord(outcome))

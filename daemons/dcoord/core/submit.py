@@ -1,0 +1,277 @@
+"""Submissions: checked, written down in chunks as they come, acknowledged when complete; and cancelling.
+
+A submission that never ends leaves nothing behind. Items are checked by the definition's own rules.
+"""
+
+from typing import TYPE_CHECKING
+
+from dcoord.core.effects import Send
+from dcoord.core.fleet import Worker
+from dcoord.core.job import Job
+from dcoord.core.payload import KEPT_BYTES_MAX, items_bytes
+from dcoord.core.records import DefinitionRecord, DropRecord, JobRecord, PayloadRecord
+from dcoord.core.reports import write_outcome
+from dcoord.core.task import Lease
+from districomp.messages import Accepted, Cancel, Items, Outcome, Refused, Stop, Submit
+from districomp.model import CANCELLED, FAILED, QUEUED, RUNNING, Item
+from districomp.taskdef import Definition, ItemError, ItemRules, ParamsError, check_params, encode_definition
+
+if TYPE_CHECKING:
+    from dcoord.core.core import Core
+
+TASKS_MAX = 1_000_000_000
+"""A state is a byte of memory a task, so a job can not be larger than a machine."""
+NAME_CHARS_MAX = 255
+
+
+class Draft:
+    """A submission under way: everything but the items that have been written down."""
+
+    __slots__ = ("count", "definition", "first_items", "firsts", "job", "rules", "submit")
+
+    def __init__(self, job: int, submit: Submit, definition: Definition) -> None:
+        self.job = job
+        self.submit = submit
+        self.definition = definition
+        self.rules = ItemRules(definition, submit.params)
+        self.firsts: list[int] = []
+        self.count = 0
+        self.first_items: list[Item] = []
+
+
+class _Refusal(Exception):
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+def on_submit(core: "Core", peer: int, message: Submit, fault: tuple[str, str] | None) -> None:
+    """A submission, or the beginning of one. Accepted or Refused, never neither."""
+    try:
+        if core.degraded:
+            raise _Refusal("degraded", core.degraded)
+        if fault is not None:
+            raise _Refusal(*fault)
+        known = core.request_ids.get(message.request_id) if message.request_id else None
+        if known is not None:
+            if message.last:
+                job = core.jobs[known]
+                core.effects.append(Send(peer, Accepted(message.request, job.id, job.record.count)))
+            else:
+                core.repeats[peer, message.request] = known
+            return
+        draft = _begin(core, message)
+        core.drafts[peer, message.request] = draft
+        _add_items(core, draft, message.items)
+        if message.last:
+            _finish(core, peer, message.request)
+    except _Refusal as refusal:
+        _drop(core, (peer, message.request))
+        core.effects.append(Send(peer, Refused(message.request, refusal.code, str(refusal))))
+
+
+def on_items(core: "Core", peer: int, message: Items, fault: tuple[str, str] | None) -> None:
+    """More items of a submission. Those of one that was refused meanwhile are passed over."""
+    known = core.repeats.get((peer, message.request))
+    if known is not None:
+        if message.last:
+            del core.repeats[peer, message.request]
+            core.effects.append(Send(peer, Accepted(message.request, known, core.jobs[known].record.count)))
+        return
+    draft = core.drafts.get((peer, message.request))
+    if draft is None:
+        return
+    try:
+        if fault is not None:
+            raise _Refusal(*fault)
+        _add_items(core, draft, message.items)
+        if message.last:
+            _finish(core, peer, message.request)
+    except _Refusal as refusal:
+        _drop(core, (peer, message.request))
+        core.effects.append(Send(peer, Refused(message.request, refusal.code, str(refusal))))
+
+
+def drop_drafts(core: "Core", peer: int) -> None:
+    """A client is gone: its unfinished submissions leave nothing behind."""
+    for key in [key for key in core.drafts if key[0] == peer]:
+        _drop(core, key)
+    for key in [key for key in core.repeats if key[0] == peer]:
+        del core.repeats[key]
+
+
+def _drop(core: "Core", key: tuple[int, int]) -> None:
+    draft = core.drafts.pop(key, None)
+    if draft is not None and draft.firsts:
+        core.effects.append(DropRecord(draft.job))
+
+
+def _begin(core: "Core", message: Submit) -> Draft:
+    definition = core.definitions.get(message.definition)
+    if definition is None:
+        known = ", ".join(sorted(core.definitions)) or "none"
+        raise _Refusal("unknown_definition", f"there is no definition {message.definition!r}; live are: {known}")
+    if len(message.name) > NAME_CHARS_MAX or len(message.request_id) > NAME_CHARS_MAX:
+        raise _Refusal("bad_request", f"a job's name and its request id have at most {NAME_CHARS_MAX} characters")
+    if message.max_fails is not None and message.max_fails < 1:
+        raise _Refusal("bad_request", f"max_fails is {message.max_fails}; it is a number of failed tasks, 1 or more")
+    try:
+        message.params = check_params(definition, message.params)
+        core.last_job += 1
+        return Draft(core.last_job, message, definition)
+    except ParamsError as error:
+        raise _Refusal(error.code, str(error)) from error
+
+
+def _add_items(core: "Core", draft: Draft, items: list[Item]) -> None:
+    if not items:
+        return
+    if draft.submit.numbers is not None or draft.submit.count:
+        raise _Refusal("bad_request", "a submission has either items or a count, not both")
+    try:
+        for index, item in enumerate(items, draft.count):
+            draft.rules.check(item, index)
+    except ItemError as error:
+        raise _Refusal(error.code, str(error)) from error
+    core.effects.append(PayloadRecord(draft.job, draft.count, items))
+    draft.firsts.append(draft.count)
+    if draft.count == 0:
+        draft.first_items = items
+    draft.count += len(items)
+    if draft.count > TASKS_MAX:
+        raise _Refusal("too_large", f"a job has at most {TASKS_MAX} tasks")
+
+
+def _finish(core: "Core", peer: int, request: int) -> None:
+    draft = core.drafts[peer, request]
+    submit = draft.submit
+    count = draft.count or submit.count
+    if count < 1:
+        raise _Refusal("empty", "this submission has no task; give it at least one item")
+    if count > TASKS_MAX:
+        raise _Refusal("too_large", f"a job has at most {TASKS_MAX} tasks, this one has {count}")
+    if submit.numbers is None and not draft.count and count > 1:
+        raise _Refusal("bad_request", "several tasks need items or numbers")
+    if submit.numbers is not None and max(abs(number) for number in submit.numbers) >= 1 << 62:
+        raise _Refusal("too_large", "a range's start and step lie below 2^62")
+    try:
+        draft.rules.check_input(submit.numbers is not None or draft.count > 0)
+    except ItemError as error:
+        raise _Refusal(error.code, str(error)) from error
+    repeated = core.request_ids.get(submit.request_id) if submit.request_id else None
+    if repeated is not None:
+        # The same submission came by two connections at once; the other one was complete first.
+        _drop(core, (peer, request))
+        core.effects.append(Send(peer, Accepted(request, repeated, core.jobs[repeated].record.count)))
+        return
+    del core.drafts[peer, request]
+    definition = draft.definition
+    if definition.digest not in core.recorded_definitions:
+        core.recorded_definitions[definition.digest] = definition
+        core.effects.append(DefinitionRecord(definition.digest, definition.name, encode_definition(definition)))
+    record = JobRecord(
+        job=draft.job,
+        request_id=submit.request_id,
+        user=submit.user,
+        name=submit.name,
+        definition=definition.digest,
+        definition_name=definition.name,
+        params=submit.params,
+        count=count,
+        numbers=submit.numbers,
+        max_fails=submit.max_fails,
+        submitted=core.now,
+    )
+    core.effects.append(record)
+    job = Job(record, definition, draft.firsts)
+    core.add_job(job)
+    if job.payloads is not None and core.kept_bytes + items_bytes(draft.first_items) <= KEPT_BYTES_MAX:
+        job.payloads.keep(0, draft.first_items)
+        core.kept_bytes += job.payloads.kept_bytes
+    core.backlog.add(job)
+    core.effects.append(Send(peer, Accepted(request, job.id, count)))
+
+
+# ---- cancelling ----
+
+
+def on_cancel(core: "Core", peer: int, message: Cancel) -> None:
+    """Cancel a job or some of its tasks: recorded at once, later reports are refused. The driver answers with the document."""
+    job = core.jobs.get(message.job)
+    if core.degraded:
+        core.effects.append(Send(peer, Refused(message.request, "degraded", core.degraded)))
+    elif job is None:
+        text = f"there is no job {message.job}; see: dctl job list"
+        core.effects.append(Send(peer, Refused(message.request, "unknown_job", text)))
+    elif any(not 0 <= index < job.record.count for index in message.indexes):
+        text = f"job {job.id} has the tasks {job.id}.0 to {job.id}.{job.record.count - 1}"
+        core.effects.append(Send(peer, Refused(message.request, "unknown_task", text)))
+    else:
+        if not job.is_ended:
+            cancel(core, job, message.indexes)
+        core.cancelled_requests.append((peer, message.request, job.id))
+
+
+def cancel(core: "Core", job: Job, indexes: list[int]) -> None:
+    """Cancel these tasks, or without indexes the whole rest of the job."""
+    chosen = dict.fromkeys(indexes)
+    if job.counts[RUNNING]:
+        _stop_running(core, job, chosen)
+    if chosen:
+        _cancel_queued(core, job, [index for index in chosen if job.states[index] == QUEUED])
+    elif job.counts[QUEUED]:
+        job.sweep(CANCELLED)
+        write_outcome(core, job, Outcome(job.id, job.serial + 1, "", [], sweep=CANCELLED))
+    core.after_outcome(job)
+
+
+def _cancel_queued(core: "Core", job: Job, indexes: list[int]) -> None:
+    if not indexes:
+        return
+    for index in indexes:
+        job.move(index, CANCELLED)
+        job.waiting.pop(index, None)
+        job.doubt.pop(index, None)
+    count = len(indexes)
+    # Attempt 0: there was none.
+    outcome = Outcome(job.id, job.serial + 1, "", indexes, [CANCELLED] * count, [0] * count, ["cancelled"] * count)
+    outcome.ended = [core.now] * count
+    write_outcome(core, job, outcome)
+
+
+def _stop_running(core: "Core", job: Job, chosen: dict[int, None]) -> None:
+    """The tasks are cancelled now; their slots stay busy until their workers say that they have ended."""
+    left = job.counts[RUNNING]
+    for worker in core.fleet.by_id.values():
+        tokens = [
+            token
+            for token, lease in worker.leases.items()
+            if lease.job is job and not lease.stopping and (not chosen or lease.index in chosen)
+        ]
+        if tokens:
+            _stop_on(core, job, worker, tokens)
+            left -= len(tokens)
+        if left == 0:
+            return
+
+
+def _stop_on(core: "Core", job: Job, worker: Worker, tokens: list[int]) -> None:
+    leases: list[Lease] = [worker.leases[token] for token in tokens]
+    for lease in leases:
+        lease.stopping = True
+    indexes = [lease.index for lease in leases]
+    job.finish(indexes, CANCELLED)
+    count = len(indexes)
+    outcome = Outcome(job.id, job.serial + 1, worker.id, indexes, [CANCELLED] * count)
+    outcome.attempts = [lease.attempt for lease in leases]
+    outcome.reasons = ["cancelled"] * count
+    outcome.started = [lease.started for lease in leases]
+    outcome.ended = [core.now] * count
+    write_outcome(core, job, outcome)
+    if worker.peer:
+        core.effects.append(Send(worker.peer, Stop(tokens)))
+
+
+def is_failed_enough(job: Job) -> bool:
+    """Whether so many tasks failed that the rest is cancelled (`--max-fails`)."""
+    return job.record.max_fails is not None and job.counts[FAILED] >= job.record.max_fails

@@ -1,0 +1,80 @@
+"""A task while it is leased, and what its ended attempts count for.
+
+There is no object for a queued task: it is a byte in its job's array (`job.py`). Knows nothing of
+workers' connections or of placement.
+"""
+
+from typing import TYPE_CHECKING, Final
+
+from districomp.model import TRANSITIONS, WORKER_LOSSES_MAX
+from districomp.taskdef import Definition
+
+if TYPE_CHECKING:
+    from dcoord.core.job import Job
+
+BACKOFF_S_MAX: Final = 60.0
+
+LEGAL: Final = frozenset(TRANSITIONS)
+"""The transition table; whoever changes a state looks here."""
+
+NOT_ITS_FAULT: Final = ("worker_lost", "worker_stopped")
+"""Reasons that use up no retry."""
+
+
+class Lease:
+    """One task given to one worker. `started` (Unix seconds) once the worker said so; `stopping`: the task has ended without it."""
+
+    __slots__ = ("attempt", "index", "job", "started", "stopping")
+
+    def __init__(self, job: "Job", index: int, attempt: int) -> None:
+        self.job = job
+        self.index = index
+        self.attempt = attempt
+        self.started: float | None = None
+        self.stopping = False
+
+
+class Tries:
+    """What a task that did not end at its first attempt has behind it."""
+
+    __slots__ = ("attempts", "failures", "losses")
+
+    def __init__(self) -> None:
+        self.attempts = 0
+        self.failures = 0
+        self.losses = 0
+
+    def count(self, reason: str) -> None:
+        """Count an attempt that ended with `reason` and was not the last."""
+        self.attempts += 1
+        if reason == "worker_lost":
+            self.losses += 1
+        elif reason not in NOT_ITS_FAULT:
+            self.failures += 1
+
+
+def retry_delay_s(definition: Definition, tries: Tries | None, reason: str, exit_code: int | None) -> float | None:
+    """How long a task whose attempt just ended badly waits for the next one; None: it has failed for good.
+
+    `tries` is what it has behind it without this attempt.
+    """
+    if definition.rerun == "never":
+        return None
+    if reason == "worker_stopped":
+        return 0.0
+    if reason == "worker_lost":
+        losses = 1 + (tries.losses if tries else 0)
+        return None if losses >= WORKER_LOSSES_MAX else 0.0
+    failures = 1 + (tries.failures if tries else 0)
+    retries = definition.retries
+    if failures > retries.max or (reason == "exit" and exit_code in retries.never_on):
+        return None
+    # The exponent is bounded because a person may set max to a million.
+    return min(BACKOFF_S_MAX, retries.backoff_s * 2.0 ** min(failures - 1, 32))
+
+
+def final_reason(definition: Definition, reason: str) -> str:
+    """The reason to record for an attempt that `retry_delay_s` made the last one."""
+    if definition.rerun == "never" and reason in NOT_ITS_FAULT:
+        return "outcome_unknown"
+    return "crash_limit" if reason == "worker_lost" else reason
