@@ -80,16 +80,23 @@ def parse_address(text: str, origin: str) -> Address:
 
 
 def local_sockets() -> list[Path]:
-    """Where a local coordinator's control socket may be: our own runtime folder, then the system's."""
+    """Where a local coordinator's control socket may be: our own runtime folder, then the system's.
+
+    The same as `config.Paths`, whose YAML a command that only asks for the status must not load.
+    """
     own = os.environ.get("DISTRICOMP_RUNTIME_DIR")
     if own:
-        return [Path(own) / "control.sock"]
+        return [Path(own).absolute() / "control.sock"]
     system = Path("/run/districomp/control.sock")
-    user = os.getuid() if hasattr(os, "getuid") else 0
-    if user == 0:
+    if not hasattr(os, "geteuid") or os.geteuid() == 0:
         return [system]
-    runtime = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{user}"
-    return [Path(runtime) / "districomp" / "control.sock", system]
+    state = _absolute_or("XDG_STATE_HOME", Path.home() / ".local" / "state") / "districomp"
+    return [_absolute_or("XDG_RUNTIME_DIR", state / "run") / "districomp" / "control.sock", system]
+
+
+def _absolute_or(variable: str, default: Path) -> Path:
+    value = os.environ.get(variable, "")
+    return Path(value) if value.startswith("/") else default
 
 
 def candidates(coordinator: str | None) -> list[Address]:
