@@ -1,0 +1,143 @@
+"""`dcoord-web`: reads dcoord.yaml, binds the plain and the data port, and serves until it is told to stop.
+
+Owns the process: command line, event loop, signals, and the end with its parent. What is served is `app`'s matter.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import resource
+import signal
+import sys
+from collections.abc import Coroutine, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import districomp
+from dcoord.blobs import BlobStore
+from dcoord.web.app import WebApps
+from dcoord.web.guard import Hosts
+from dcoord.web.link import CoordinatorLink
+from dcoord.web.server import Listener
+from districomp import config as configuration
+from districomp import log as logging_form
+from districomp.errors import ConfigError, DistricompError
+
+log = logging.getLogger("dcoord.web")
+
+OPEN_FILES: Final = 4096
+"""Both listeners' connections, with room for files and the journal."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The console script: ends by SystemExit with 0, 1 (cannot serve) or 78 (configuration)."""
+    parsed = _parser().parse_args(arguments)
+    logging_form.setup("dcoord-web")
+    try:
+        paths = configuration.Paths.from_environment()
+        settings = configuration.load_coordinator(parsed.config, paths)
+        if parsed.check_config:
+            print("the configuration is good", file=sys.stderr)  # noqa: T201  # the answer to --check-config
+            return
+        _allow_open_files()
+        _run(_serve(settings, paths, with_parent=parsed.parent_pipe))
+    except ConfigError as error:
+        sys.exit(_told(error))
+    except DistricompError as error:
+        log.error("%s", error)
+        sys.exit(error.exit_code)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="dcoord-web", description="The web server of a districomp coordinator.")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="instead of CONFIG_DIR/dcoord.yaml")
+    parser.add_argument("--check-config", action="store_true", help="read the configuration and end")
+    parser.add_argument("--version", action="version", version=f"dcoord-web {districomp.__version__}")
+    parser.add_argument("--parent-pipe", action="store_true", help="end when standard input is closed")
+    return parser
+
+
+def _told(error: ConfigError) -> int:
+    print(error, file=sys.stderr)  # noqa: T201  # for a person, without the log's prefix
+    return error.exit_code
+
+
+def _allow_open_files() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _run(main: Coroutine[Any, Any, None]) -> None:
+    try:
+        import uvloop
+    except ImportError:  # not made for every system
+        asyncio.run(main)
+    else:
+        uvloop.run(main)
+
+
+async def _serve(
+    settings: configuration.CoordinatorConfig, paths: configuration.Paths, *, with_parent: bool = False
+) -> None:
+    stopping = asyncio.Event()
+    _stop_on_signals(stopping)
+    if with_parent:
+        _stop_with_parent(stopping)
+    link = CoordinatorLink(paths.control_socket)
+    store = BlobStore(paths.coordinator_state / "blobs")
+    # Until there is trust, every port is without TLS and authentication.
+    apps = WebApps(link, settings.journal.path, store, public=settings.web.public, insecure=True)
+    plain = Listener(apps.plain(Hosts(settings.web.address, settings.web.hosts)))
+    data = Listener(apps.data(Hosts(settings.data.address, settings.web.hosts)))
+    web_url = await _bind(plain, "web", settings.web.address, settings.web.port)
+    data_url = await _bind(data, "data", settings.data.address, settings.data.port)
+    linking = asyncio.create_task(link.run(web_url, data_url))
+    log.info("the statistics page is at %s, data at %s", web_url, data_url)
+    # What is here now stays: keep the collector from walking it again and again.
+    gc.collect()
+    gc.freeze()
+    await stopping.wait()
+    linking.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await linking
+    await asyncio.gather(plain.stop(), data.stop())
+    apps.close()
+
+
+async def _bind(listener: Listener, key: str, address: str, port: int) -> str:
+    try:
+        address, port = await listener.start(configuration.check_loopback(address), port)
+    except OSError as error:
+        raise DistricompError(
+            f"cannot listen on {address} port {port}: {os.strerror(error.errno or 0)}; set {key}.port in dcoord.yaml"
+            " to a free one, or to 0"
+        ) from error
+    return f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
+
+
+def _stop_on_signals(stopping: asyncio.Event) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+
+
+def _stop_with_parent(stopping: asyncio.Event) -> None:
+    """The parent holds the other end of standard input: when it dies, however it dies, that closes."""
+    loop = asyncio.get_running_loop()
+    handle = sys.stdin.fileno()
+
+    def readable() -> None:
+        if not os.read(handle, 4096):
+            loop.remove_reader(handle)
+            stopping.set()
+
+    loop.add_reader(handle, readable)
+
+
+if __name__ == "__main__":
+    main()

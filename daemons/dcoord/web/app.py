@@ -1,0 +1,114 @@
+"""The web application, put together: which routes each of the two ports has.
+
+Owns the wiring and the thread pools. Every route's meaning is in its own file.
+"""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final
+
+from bottle import Bottle, HTTPError, HTTPResponse
+
+import districomp
+from dcoord.blobs import BlobStore
+from dcoord.web import blob_routes
+from dcoord.web.api_routes import ApiRoutes, Asking
+from dcoord.web.blob_routes import BlobRoutes
+from dcoord.web.bridge import WsgiBridge
+from dcoord.web.guard import Guard, Hosts
+from dcoord.web.http1 import App, Receive, Scope, Send
+from dcoord.web.link import CoordinatorLink
+from dcoord.web.pages import PageRoutes
+from dcoord.web.payload_routes import PayloadRoutes, Readers
+from dcoord.web.problems import WebError, as_web_error, problem_body
+from dcoord.web.statistics import Gatherer
+from districomp.errors import DistricompError
+
+PAGE_THREADS: Final = 4
+"""Threads for what asks the coordinator: at most so many wait for it at once."""
+DATA_THREADS: Final = 4
+"""Threads for what reads the journal, which must go on while the others wait."""
+FILE_THREADS: Final = 4
+
+
+class WebApps:
+    """The applications of both ports, over one link, one journal and one blob store."""
+
+    def __init__(self, link: CoordinatorLink, journal: Path, store: BlobStore, *, public: bool, insecure: bool) -> None:
+        """Call from the running event loop."""
+        asking = Asking(link, asyncio.get_running_loop())
+        gatherer = Gatherer(link, districomp.__version__, insecure=insecure)
+        self._pools = [
+            ThreadPoolExecutor(count, thread_name_prefix=name)
+            for name, count in (("page", PAGE_THREADS), ("data", DATA_THREADS), ("file", FILE_THREADS))
+        ]
+        page_pool, data_pool, file_pool = self._pools
+        plain = _bottle(PageRoutes(gatherer, asking, public=public))
+        asks = _bottle(PageRoutes(gatherer, asking), ApiRoutes(asking))
+        reads = _bottle(PayloadRoutes(Readers(journal), store))
+        self._plain = WsgiBridge(plain, page_pool, file_pool)
+        self._asks = WsgiBridge(asks, page_pool, file_pool)
+        self._reads = WsgiBridge(reads, data_pool, file_pool)
+        self._blobs = BlobRoutes(store, file_pool)
+
+    def plain(self, hosts: Hosts) -> App:
+        """The application of the port that anybody may read."""
+        return Guard(self._plain, hosts)
+
+    def data(self, hosts: Hosts) -> App:
+        """The application of the data port."""
+        return Guard(self._dispatch, hosts)
+
+    def close(self) -> None:
+        """Let the threads go."""
+        for pool in self._pools:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    async def _dispatch(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"]
+        if path.startswith(blob_routes.PREFIX):
+            app: App = self._blobs
+        elif path.startswith(("/tasks/", "/results/")):
+            app = self._reads
+        else:
+            app = self._asks
+        await app(scope, receive, send)
+
+
+def _bottle(*groups: PageRoutes | ApiRoutes | PayloadRoutes) -> Bottle:
+    app = Bottle(catchall=False)
+    app.default_error_handler = _http_problem
+    app.install(_operating_errors)
+    for group in groups:
+        group.add_to(app)
+    return app
+
+
+def _operating_errors(callback):  # type: ignore[no-untyped-def]  # bottle has no types
+    """Bottle plugin: an operating error of ours is an answer, everything else a bug."""
+
+    def answer(*args: object, **kwargs: object) -> HTTPResponse:
+        try:
+            return callback(*args, **kwargs)
+        except DistricompError as error:
+            return _problem(as_web_error(error))
+
+    return answer
+
+
+def _http_problem(error: HTTPError) -> bytes:
+    """Bottle's own errors (no such route, method not allowed) in our form."""
+    code = {404: "not_found", 405: "bad_method"}.get(error.status_code, "bad_request")
+    text = {
+        404: "there is nothing here; docs/http.md lists the routes of each port",
+        405: "this can only be read: use GET or HEAD",
+    }.get(error.status_code, str(error.body))
+    error.content_type = "application/json"
+    error.set_header("Cache-Control", "no-store")
+    return problem_body(WebError(code, text))
+
+
+def _problem(error: WebError) -> HTTPResponse:
+    headers = {"Content-Type": "application/json", "Cache-Control": "no-store"}
+    return HTTPResponse(problem_body(error), error.status, headers)

@@ -1,0 +1,102 @@
+"""WSGI behind ASGI: runs the Bottle application in a small pool of threads.
+
+Owns the translation of one request and its answer, and the bound on how many wait for a thread. A WSGI
+application here gets no body (its routes have none yet) and may answer with a FileSlice, which is sent by the
+event loop, so that no thread ever waits for a peer.
+"""
+
+import asyncio
+import io
+import sys
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor
+from typing import Any, Final
+
+from dcoord.web.files import FileSlice, send_slice
+from dcoord.web.guard import send_problem
+from dcoord.web.http1 import Receive, Scope, Send
+from dcoord.web.problems import WebError
+
+WAITING_MAX: Final = 128
+
+WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes] | FileSlice]
+Answer = tuple[int, list[tuple[bytes, bytes]], bytes | FileSlice]
+
+
+class WsgiBridge:
+    """An ASGI application around a WSGI one. `pool` gives the threads; at most WAITING_MAX requests wait for one."""
+
+    def __init__(self, app: WsgiApp, pool: Executor, files: Executor) -> None:
+        self._app = app
+        self._pool = pool
+        self._files = files
+        self._under_way = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if self._under_way >= WAITING_MAX:
+            await send_problem(send, WebError("busy", "too many requests wait; try again in a moment"))
+            return
+        self._under_way += 1
+        try:
+            loop = asyncio.get_running_loop()
+            status, headers, body = await loop.run_in_executor(self._pool, _call, self._app, _environ(scope))
+        finally:
+            self._under_way -= 1
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        if isinstance(body, FileSlice):
+            await send_slice(send, body, self._files)
+        else:
+            await send({"type": "http.response.body", "body": body})
+
+
+def _call(app: WsgiApp, environ: dict[str, Any]) -> Answer:
+    """Run the application in this thread; the answer whole, or a FileSlice."""
+    started: list[Any] = []
+
+    def start_response(status: str, headers: list[tuple[str, str]], exc_info: object = None) -> None:
+        started[:] = [
+            int(status[:3]),
+            [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers],
+        ]
+
+    result = app(environ, start_response)
+    body = result if isinstance(result, FileSlice) else b"".join(result)
+    return started[0], started[1], body
+
+
+def _environ(scope: Scope) -> dict[str, Any]:
+    """PEP 3333's dictionary of a request without a body."""
+    server = scope["server"] or ("", 0)
+    client = scope["client"] or ("", 0)
+    environ: dict[str, Any] = {
+        "REQUEST_METHOD": scope["method"],
+        "SCRIPT_NAME": "",
+        "PATH_INFO": scope["path"],
+        "QUERY_STRING": scope["query_string"].decode("latin-1"),
+        "SERVER_NAME": server[0],
+        "SERVER_PORT": str(server[1]),
+        "SERVER_PROTOCOL": f"HTTP/{scope['http_version']}",
+        "REMOTE_ADDR": client[0],
+        "wsgi.version": (1, 0),
+        "wsgi.url_scheme": scope["scheme"],
+        "wsgi.input": io.BytesIO(),
+        "wsgi.errors": sys.stderr,
+        "wsgi.multithread": True,
+        "wsgi.multiprocess": False,
+        "wsgi.run_once": False,
+        "wsgi.file_wrapper": _keep_slice,
+    }
+    for raw_name, raw_value in scope["headers"]:
+        name = raw_name.decode("latin-1").upper().replace("-", "_")
+        # A name with "_" would be taken for its namesake with "-": it is nobody's header here.
+        if b"_" in raw_name or name in ("CONTENT_LENGTH", "CONTENT_TYPE"):
+            continue
+        key = f"HTTP_{name}"
+        value = raw_value.decode("latin-1")
+        environ[key] = f"{environ[key]},{value}" if key in environ else value
+    return environ
+
+
+def _keep_slice(body: FileSlice, _block_bytes: int = 0) -> FileSlice:
+    return body

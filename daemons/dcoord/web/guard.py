@@ -1,0 +1,104 @@
+"""What holds for every request of every port: who may be asked for, which paths exist at all, which headers leave.
+
+Owns the Host allow-list (against DNS rebinding), the refusal of anything but plain paths, and the security
+headers. Must not know single routes.
+"""
+
+import ipaddress
+import re
+from collections.abc import Iterable
+from typing import Final
+
+from dcoord.web.http1 import App, Event, Receive, Scope, Send
+from dcoord.web.problems import WebError, problem_body
+
+_PATH: Final = re.compile(r"/|(/[A-Za-z0-9._-]+)+/?")
+_HOST: Final = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(:[0-9]{1,5})?")
+
+SECURITY_HEADERS: Final = [
+    (
+        b"content-security-policy",
+        b"default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; object-src 'none'",
+    ),
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"permissions-policy", b"camera=(), geolocation=(), microphone=()"),
+]
+
+
+class Hosts:
+    """The names by which this server may be asked: loopback, what it is bound to, and what the setting adds."""
+
+    def __init__(self, bound: str, configured: Iterable[str] = ()) -> None:
+        self._names = {"localhost", _bare(bound), *(_bare(name) for name in configured)}
+
+    def allow(self, host: str) -> bool:
+        """Whether a Host header is one of ours; its port does not matter, as rebinding cannot choose the name."""
+        match = _HOST.fullmatch(host)
+        if match is None:
+            return False
+        name = _bare(match["name"])
+        if name in self._names:
+            return True
+        try:
+            return ipaddress.ip_address(name).is_loopback
+        except ValueError:
+            return False
+
+
+class Guard:
+    """An ASGI application around another."""
+
+    def __init__(self, app: App, hosts: Hosts) -> None:
+        self._app = app
+        self._hosts = hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a bad request ourselves, else hand it on; add the security headers either way."""
+
+        async def send_guarded(event: Event) -> None:
+            if event["type"] == "http.response.start":
+                event["headers"] = [*event.get("headers", ()), *SECURITY_HEADERS]
+            await send(event)
+
+        try:
+            self._check(scope)
+        except WebError as error:
+            await send_problem(send_guarded, error)
+            return
+        await self._app(scope, receive, send_guarded)
+
+    def _check(self, scope: Scope) -> None:
+        hosts = [value for name, value in scope["headers"] if name == b"host"]
+        if len(hosts) != 1:
+            raise WebError("bad_request", "a request must have exactly one Host header")
+        host = hosts[0].decode("latin-1")
+        if not self._hosts.allow(host):
+            raise WebError(
+                "bad_host",
+                f"this server is not asked for as {host!r:.100}; use its address, or add the name to web.hosts"
+                " in dcoord.yaml",
+            )
+        path = scope["path"]
+        if not _PATH.fullmatch(path) or any(part in (".", "..") for part in path.split("/")):
+            raise WebError("not_found", f"there is nothing at {path!r:.100}")
+
+
+async def send_problem(send: Send, error: WebError, extra: Iterable[tuple[bytes, bytes]] = ()) -> None:
+    """Answer with an error's status and JSON body."""
+    body = problem_body(error)
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"cache-control", b"no-store"),
+        (b"content-length", b"%d" % len(body)),
+        *extra,
+    ]
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _bare(name: str) -> str:
+    return name.strip("[]").rstrip(".").lower()

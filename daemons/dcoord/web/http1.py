@@ -1,0 +1,454 @@
+"""One HTTP/1.1 connection: bytes in, an ASGI application's answers out.
+
+Owns framing, keep-alive, pipelining, back pressure in both directions and the deadlines of a slow peer. The
+parsing itself is llhttp's (httptools). Must not know any route, nor what a body means; a body is never held
+beyond BODY_BYTES_AHEAD and never written to disk here.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, Final, Protocol, cast
+
+import httptools
+
+log = logging.getLogger(__name__)
+
+Scope = MutableMapping[str, Any]
+Event = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Event]]
+Send = Callable[[Event], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+TARGET_BYTES_MAX: Final = 2048
+HEAD_BYTES_MAX: Final = 16 * 1024
+HEADERS_MAX: Final = 64
+PIPELINED_MAX: Final = 8
+BODY_BYTES_AHEAD: Final = 1024 * 1024
+"""What is taken of a request's body before the application asks for it."""
+WRITE_BYTES_AHEAD: Final = 512 * 1024
+
+HEAD_S: Final = 10.0
+"""A request's head must be whole this long after the connection, or after its own first byte."""
+IDLE_S: Final = 75.0
+BODY_STALL_S: Final = 30.0
+WRITE_STALL_S: Final = 60.0
+LINGER_S: Final = 2.0
+NEVER: Final = float("inf")
+
+REASONS: Final = {
+    200: "OK", 201: "Created", 204: "No Content", 206: "Partial Content", 304: "Not Modified", 400: "Bad Request",
+    403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed", 408: "Request Timeout", 411: "Length Required",
+    412: "Precondition Failed", 413: "Content Too Large", 414: "URI Too Long", 416: "Range Not Satisfiable",
+    421: "Misdirected Request", 422: "Unprocessable Content", 431: "Request Header Fields Too Large",
+    500: "Internal Server Error", 501: "Not Implemented", 502: "Bad Gateway", 503: "Service Unavailable",
+    507: "Insufficient Storage",
+}  # fmt: skip
+
+
+class Owner(Protocol):
+    """What a connection needs of its listener."""
+
+    app: App
+    scheme: str
+
+    def opened(self, connection: "HttpConnection") -> bool:
+        """Take note of a new connection; False: there are too many."""
+
+    def closed(self, connection: "HttpConnection") -> None:
+        """It is gone."""
+
+    def date(self) -> bytes:
+        """The `Date` header's value."""
+
+
+class _RefusedError(Exception):
+    """The request cannot be answered by the application; the connection ends with this status."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+class _Request:
+    """A request as far as it has arrived, and how far its answer is."""
+
+    def __init__(self) -> None:
+        self.target = b""
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.head_bytes = 0
+        self.method = ""
+        self.version = "1.1"
+        self.keep_alive = True
+        self.expects_continue = False
+        self.body: deque[bytes] = deque()
+        self.body_bytes = 0
+        self.complete = False
+        # the answer
+        self.status = 0
+        self.answer_headers: list[tuple[bytes, bytes]] = []
+        self.head_sent = False
+        self.chunked = False
+        self.left_bytes: int | None = None
+        self.answered = False
+
+    @property
+    def has_no_answer_body(self) -> bool:
+        return self.method == "HEAD" or self.status in (204, 304)
+
+
+class HttpConnection(asyncio.Protocol):
+    """An accepted connection. `deadline` (event loop's time) is when the listener may cut it; NEVER while it is in order."""
+
+    def __init__(self, owner: Owner) -> None:
+        self.deadline = NEVER
+        self._owner = owner
+        self._loop = asyncio.get_running_loop()
+        self._parser = httptools.HttpRequestParser(self)
+        self._transport: asyncio.Transport | None = None
+        self._incoming: _Request | None = None
+        self._current: _Request | None = None
+        self._waiting: deque[_Request] = deque()
+        self._task: asyncio.Task[None] | None = None
+        self._arrived = asyncio.Event()
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self._refused = False
+        self._lingering = False
+        self._stopping = False
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is being answered: it may be cut without harm."""
+        return self._current is None
+
+    # ---- asyncio's side ----
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """asyncio: accepted."""
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(WRITE_BYTES_AHEAD)
+        self.deadline = self._loop.time() + HEAD_S
+        if not self._owner.opened(self):
+            self._refuse(503, "too many connections are open; try again later")
+
+    def data_received(self, data: bytes) -> None:
+        """asyncio: bytes."""
+        if self._refused or self._lingering or self._transport is None:
+            return
+        if self.is_idle and self._incoming is None:
+            self.deadline = self._loop.time() + HEAD_S
+        try:
+            self._parser.feed_data(data)
+            self._limit_head(len(data))
+        except httptools.HttpParserUpgrade:
+            # An upgrade is an offer that may be ignored; what follows belongs to nothing.
+            self._last_request().keep_alive = False
+        except httptools.HttpParserCallbackError as error:
+            refused = error.__context__ if isinstance(error.__context__, _RefusedError) else None
+            self._refuse(refused.status if refused else 400, str(refused or error))
+        except _RefusedError as error:
+            self._refuse(error.status, str(error))
+        except httptools.HttpParserError as error:
+            self._refuse(400, f"this is not HTTP/1.1: {error}")
+        self._govern_reading()
+
+    def eof_received(self) -> bool:
+        """asyncio: the peer sends no more; it may still take its answer."""
+        if self._incoming is not None or self._current is None:
+            return False
+        if not self._waiting:
+            self._current.keep_alive = False
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """asyncio: gone."""
+        self._transport = None
+        self._arrived.set()
+        self._writable.set()
+        self._waiting.clear()
+        self._owner.closed(self)
+
+    def pause_writing(self) -> None:
+        """asyncio: the peer takes its bytes more slowly than they come."""
+        self._writable.clear()
+        self.deadline = self._loop.time() + WRITE_STALL_S
+
+    def resume_writing(self) -> None:
+        """asyncio: it has caught up."""
+        self._writable.set()
+        self.deadline = NEVER if self._current is not None else self._loop.time() + IDLE_S
+
+    # ---- the parser's side ----
+
+    def on_message_begin(self) -> None:
+        """llhttp: a request begins."""
+        self._incoming = _Request()
+
+    def on_url(self, url: bytes) -> None:
+        """llhttp: (more of) the target."""
+        request = self._head_of_request()
+        request.target += url
+        if len(request.target) > TARGET_BYTES_MAX:
+            raise _RefusedError(414, f"the request's target is over {TARGET_BYTES_MAX} bytes")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """llhttp: a whole header."""
+        request = self._head_of_request()
+        request.head_bytes += len(name) + len(value)
+        name = name.lower()
+        if name == b"expect" and value.lower() == b"100-continue":
+            request.expects_continue = True
+        request.headers.append((name, value))
+        if len(request.headers) > HEADERS_MAX or request.head_bytes > HEAD_BYTES_MAX:
+            raise _RefusedError(431, f"a request's head may have {HEADERS_MAX} headers and {HEAD_BYTES_MAX} bytes")
+
+    def on_headers_complete(self) -> None:
+        """llhttp: the head is whole; the request can be answered from now on."""
+        request = self._head_of_request()
+        request.method = self._parser.get_method().decode("ascii")
+        request.version = self._parser.get_http_version()
+        request.keep_alive = self._parser.should_keep_alive()
+        if not request.target.startswith(b"/"):
+            raise _RefusedError(400, "the request's target must begin with /")
+        if len(self._waiting) >= PIPELINED_MAX:
+            raise _RefusedError(400, f"more than {PIPELINED_MAX} requests were sent ahead")
+        self._waiting.append(request)
+        self.deadline = NEVER
+        self._begin_next()
+
+    def on_body(self, body: bytes) -> None:
+        """llhttp: bytes of the body."""
+        request = self._last_request()
+        request.body.append(body)
+        request.body_bytes += len(body)
+        if request is self._current:
+            self._arrived.set()
+
+    def on_message_complete(self) -> None:
+        """llhttp: the request is whole."""
+        request = self._last_request()
+        request.complete = True
+        self._incoming = None
+        if request is self._current:
+            self._arrived.set()
+
+    # ---- the listener's side ----
+
+    def cut(self) -> None:
+        """End the connection now, whatever it is doing."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def expire(self) -> None:
+        """Its deadline has passed: the peer is silent, slow or stalled."""
+        if self._incoming is not None and self._current is None:
+            self._refuse(408, f"the request's head did not arrive within {HEAD_S:g} s")
+        else:
+            self.cut()
+
+    def stop(self) -> None:
+        """End the connection once the request in hand is answered."""
+        self._stopping = True
+        if self._current is None and self._transport is not None:
+            self._transport.close()
+
+    # ---- one request ----
+
+    def _begin_next(self) -> None:
+        if self._current is None and self._waiting and self._transport is not None:
+            self._current = self._waiting.popleft()
+            self._arrived.set()
+            self._task = self._loop.create_task(self._answer(self._current))
+
+    async def _answer(self, request: _Request) -> None:
+        async def receive() -> Event:
+            return await self._receive(request)
+
+        async def send(event: Event) -> None:
+            await self._send(request, event)
+
+        try:
+            await self._owner.app(self._scope(request), receive, send)
+            if not request.answered and self._transport is not None:
+                raise RuntimeError("the application ended without an answer")
+        except Exception:  # the connection's own boundary: our bug costs this request only
+            log.exception("answering %s %r failed", request.method, request.target)
+            if request.head_sent:
+                self.cut()
+            else:
+                self._refuse(500, "this is a bug of dcoord-web; its log has the details")
+        finally:
+            self._finish(request)
+
+    def _finish(self, request: _Request) -> None:
+        self._task = None
+        self._current = None
+        transport = self._transport
+        if transport is None or self._refused:
+            return
+        if not request.complete or not request.keep_alive or self._stopping:
+            self._linger() if not request.complete else transport.close()
+            return
+        if self._writable.is_set():
+            self.deadline = self._loop.time() + IDLE_S
+        self._begin_next()
+        self._govern_reading()
+
+    def _scope(self, request: _Request) -> Scope:
+        path, _, query = request.target.partition(b"?")
+        transport = self._transport
+        return {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.4"},
+            "http_version": request.version,
+            "method": request.method,
+            "scheme": self._owner.scheme,
+            "path": path.decode("latin-1"),
+            "raw_path": path,
+            "query_string": query,
+            "root_path": "",
+            "headers": request.headers,
+            "client": transport.get_extra_info("peername") if transport else None,
+            "server": transport.get_extra_info("sockname") if transport else None,
+        }
+
+    async def _receive(self, request: _Request) -> Event:
+        if request.expects_continue and not request.head_sent and self._transport is not None:
+            request.expects_continue = False
+            if not request.complete and not request.body:
+                self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        while not request.body and not request.complete and self._transport is not None:
+            self._arrived.clear()
+            self.deadline = self._loop.time() + BODY_STALL_S
+            await self._arrived.wait()
+        self.deadline = NEVER
+        if self._transport is None:
+            return {"type": "http.disconnect"}
+        body = b"".join(request.body)
+        request.body.clear()
+        request.body_bytes = 0
+        self._govern_reading()
+        return {"type": "http.request", "body": body, "more_body": not request.complete}
+
+    async def _send(self, request: _Request, event: Event) -> None:
+        if event["type"] == "http.response.start":
+            request.status = event["status"]
+            request.answer_headers = list(event.get("headers", ()))
+            return
+        body: bytes = event.get("body", b"")
+        more = event.get("more_body", False)
+        head = b"" if request.head_sent else self._head(request, None if more else len(body))
+        if request.has_no_answer_body:
+            body = b""
+        elif request.left_bytes is not None:
+            request.left_bytes -= len(body)
+            if request.left_bytes < 0 or (not more and request.left_bytes):
+                raise RuntimeError(f"the answer's body is {-request.left_bytes} bytes longer than its Content-Length")
+        elif request.chunked:
+            body = (b"%x\r\n%b\r\n" % (len(body), body) if body else b"") + (b"" if more else b"0\r\n\r\n")
+        request.answered = not more
+        transport = self._transport
+        if transport is None:
+            raise ConnectionResetError("the peer is gone")
+        if head and body:
+            transport.writelines((head, body))
+        elif head or body:
+            transport.write(head or body)
+        if not self._writable.is_set():
+            await self._writable.wait()
+
+    def _head(self, request: _Request, body_bytes: int | None) -> bytes:
+        """The answer's head. `body_bytes`: the whole body's size when it is known."""
+        request.head_sent = True
+        lines = [b"HTTP/1.1 %d %b" % (request.status, REASONS.get(request.status, "Status").encode())]
+        length: bytes | None = None
+        for name, value in request.answer_headers:
+            lines.append(name + b": " + value)
+            if name.lower() == b"content-length":
+                length = value
+        if length is not None:
+            request.left_bytes = int(length)
+        elif request.has_no_answer_body:
+            pass
+        elif body_bytes is not None:
+            request.left_bytes = body_bytes
+            lines.append(b"content-length: %d" % body_bytes)
+        elif request.version == "1.1":
+            request.chunked = True
+            lines.append(b"transfer-encoding: chunked")
+        else:
+            request.keep_alive = False
+        if not request.complete or self._stopping:
+            request.keep_alive = False
+        if not request.keep_alive:
+            lines.append(b"connection: close")
+        elif request.version == "1.0":
+            lines.append(b"connection: keep-alive")
+        lines += (b"date: " + self._owner.date(), b"", b"")
+        return b"\r\n".join(lines)
+
+    # ---- ends and limits ----
+
+    def _head_of_request(self) -> _Request:
+        assert self._incoming is not None, "llhttp begins a message before its parts"
+        return self._incoming
+
+    def _last_request(self) -> _Request:
+        request = self._incoming or (self._waiting[-1] if self._waiting else self._current)
+        assert request is not None
+        return request
+
+    def _limit_head(self, fed_bytes: int) -> None:
+        """Bound what llhttp and httptools gather of a head that never becomes whole."""
+        request = self._incoming
+        if request is not None and not request.method:
+            request.head_bytes += fed_bytes
+            if request.head_bytes > HEAD_BYTES_MAX:
+                raise _RefusedError(431, f"a request's head may have {HEAD_BYTES_MAX} bytes")
+
+    def _govern_reading(self) -> None:
+        transport = self._transport
+        if transport is None or transport.is_closing() or self._lingering:
+            return
+        ahead = self._incoming.body_bytes if self._incoming is not None else 0
+        wanted = ahead < BODY_BYTES_AHEAD and len(self._waiting) < PIPELINED_MAX // 2
+        if wanted and not transport.is_reading():
+            transport.resume_reading()
+        elif not wanted and transport.is_reading():
+            transport.pause_reading()
+
+    def _refuse(self, status: int, text: str) -> None:
+        """Answer what never reaches the application, and end the connection."""
+        transport = self._transport
+        if transport is None or self._refused:
+            return
+        self._refused = True
+        if self._current is None or not self._current.head_sent:
+            message = text.replace("\\", "/").replace('"', "'").encode("ascii", "replace")
+            body = b'{"error": "%b", "message": "%b"}\n' % (_code(status), message)
+            transport.write(
+                b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\nx-content-type-options: nosniff\r\n"
+                b"connection: close\r\ncontent-length: %d\r\n\r\n%b"
+                % (status, REASONS[status].encode(), len(body), body)
+            )
+        self._linger()
+
+    def _linger(self) -> None:
+        """Close so that a peer that is still sending can read its answer: our end first, theirs a little later."""
+        transport = self._transport
+        if transport is None or self._lingering:
+            return
+        self._lingering = True
+        self.deadline = self._loop.time() + LINGER_S
+        if not transport.is_reading():
+            transport.resume_reading()
+        if transport.can_write_eof():
+            transport.write_eof()
+        else:
+            transport.close()
+
+
+def _code(status: int) -> bytes:
+    return REASONS[status].lower().replace(" ", "_").encode()
