@@ -10,6 +10,7 @@ from dctl.output import Mode
 from dctl.results import chosen_form
 from dctl.submit import After, Inputs, finish, submitted
 from districomp.errors import UsageError
+from districomp.taskdef import escape_argument, run_template
 
 DEFINITION: Final = "shell"
 SEPARATOR: Final = ":::"
@@ -96,13 +97,5 @@ def command_words(command: list[str]) -> list[str]:
 
 
 def templated(words: list[str], *, has_items: bool) -> list[str]:
-    """Words as the definition `shell` takes them: `{item}` for `{}`, every other brace doubled so that it stays one."""
-    if not has_items:
-        return [_braced(word) for word in words]
-    if not any("{}" in word for word in words):
-        words = [*words, "{}"]
-    return ["{item}".join(_braced(part) for part in word.split("{}")) for word in words]
-
-
-def _braced(text: str) -> str:
-    return text.replace("{", "{{").replace("}", "}}")
+    """Words as the definition `shell` takes them. Without items `{}` is nothing special: find -exec wants it as it is."""
+    return run_template(words, True) if has_items else [escape_argument(word) for word in words]
