@@ -6,10 +6,9 @@ a message means: the owner's handler does.
 
 import asyncio
 import logging
-import time
 from typing import Protocol, cast
 
-from districomp import wire
+from districomp import clock, wire
 from districomp.errors import RemoteProtocolError
 from districomp.messages import GREETING_S, AnyMessage, Goodbye, Message
 
@@ -70,7 +69,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """asyncio: bytes."""
-        at = time.time()
+        at = clock.now()
         try:
             messages = self._decoder.receive(data)
         except RemoteProtocolError as error:

@@ -87,10 +87,12 @@ class Core:
         self.mean_result_bytes_max = 4096.0
         self.refused_reports = 0
         self.data_url = ""
+        """Where the data port is; the driver sets it."""
         self._acks: dict[int, list[int]] = {}
         self._timers: list[tuple[float, int, Callable[[float], None]]] = []
         self._timer_count = 0
         self._finished: dict[int, int] = {}
+        self._is_resumed = False
         self._restore(restored)
 
     # ---- the driver's side ----
@@ -121,6 +123,8 @@ class Core:
         """Let time pass: timers that are due, then one placement pass."""
         self.now = now
         if not self.degraded:
+            if not self._is_resumed:
+                self._resume()
             while self._timers and self._timers[0][0] <= now:
                 heappop(self._timers)[2](now)
             place.place(self, now)
@@ -289,9 +293,8 @@ class Core:
 
     def _on_degraded(self, event: Degraded) -> None:
         self.degraded = event.reason
-        if not event.reason:
-            # The workers were turned away meanwhile; their time begins now.
-            self._await_workers(self.now)
+        # The workers were turned away meanwhile; their time begins when it is over.
+        self._is_resumed = False
 
     def _end(self, job: Job) -> None:
         if job.payloads is not None:
@@ -319,12 +322,13 @@ class Core:
         self.changed.clear()
         for record in restored.workers:
             self.returning[record.worker] = record.name
-        self._await_workers(self.now)
+
+    def _resume(self) -> None:
+        """Begin (again) to act on what the journal holds; the first records may be written now."""
+        self._is_resumed = True
         for job in list(self.active.values()):
             # A crash may have come between the last outcome and the job's end.
             self.after_outcome(job)
-
-    def _await_workers(self, now: float) -> None:
         if not self.returning:
             join.settle_doubt(self, everybody_is_back=True)
             return
@@ -335,4 +339,4 @@ class Core:
             if self.returning:
                 join.settle_doubt(self, everybody_is_back=False)
 
-        self._schedule(now + self.settings.lease_s, give_up)
+        self._schedule(self.now + self.settings.lease_s, give_up)

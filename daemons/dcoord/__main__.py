@@ -1,0 +1,76 @@
+"""`dcoord`: reads the command line and the configuration, then runs the daemon in the foreground."""
+
+import argparse
+import asyncio
+import logging
+import sys
+from collections.abc import Coroutine, Sequence
+from pathlib import Path
+from typing import Any
+
+from districomp import __version__
+from districomp import config as configuration
+from districomp import log as logging_form
+from districomp.errors import ConfigError, DistricompError
+
+log = logging.getLogger("dcoord")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The console script: ends by SystemExit with 0, 1 (cannot run) or 78 (configuration)."""
+    parsed = _parser().parse_args(arguments)
+    logging_form.setup("dcoord", "debug" if parsed.verbose else "info")
+    try:
+        paths = configuration.Paths.from_environment()
+        settings = configuration.load_coordinator(parsed.config, paths)
+        if parsed.check_config:
+            sys.exit(_check_definitions(paths))
+        from dcoord.daemon import Daemon
+
+        _run(Daemon(settings, paths, parsed.config).run())
+    except ConfigError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(error.exit_code)
+    except DistricompError as error:
+        log.error("%s", error)
+        sys.exit(error.exit_code)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="dcoord", description="The coordinator of a districomp cluster.")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="instead of CONFIG_DIR/dcoord.yaml")
+    parser.add_argument("--check-config", action="store_true", help="check it and all definitions, then end")
+    parser.add_argument("--version", action="version", version=f"dcoord {__version__}")
+    parser.add_argument("-v", "--verbose", action="store_true", help="log more")
+    return parser
+
+
+def _check_definitions(paths: configuration.Paths) -> int:
+    """Check every definition that would be live; the exit code."""
+    import tempfile
+
+    from dcoord.blobs import BlobStore
+    from dcoord.catalog import Catalog
+
+    with tempfile.TemporaryDirectory() as folder:
+        documents = Catalog(paths.tasks_layers, BlobStore(Path(folder))).scan().documents
+    problems = [problem for document in documents for problem in document.problems]
+    for problem in problems:
+        sys.stderr.write(f"{problem}\n")
+    if problems:
+        return ConfigError.exit_code
+    sys.stderr.write(f"the configuration and {len(documents)} definitions are good\n")
+    return 0
+
+
+def _run(main: Coroutine[Any, Any, None]) -> None:
+    try:
+        import uvloop
+    except ImportError:  # not made for every system
+        asyncio.run(main)
+    else:
+        uvloop.run(main)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,218 @@
+"""The coordinator's doors: the control port and the control socket, and the inbox that they fill.
+
+Owns connections and their numbers, the rule that a greeting comes first, and back pressure: whoever
+fills the inbox is not read until it has been emptied. Must not know what the core makes of a message.
+"""
+
+import asyncio
+import logging
+import os
+import socket
+import stat
+from pathlib import Path
+
+from dcoord.blobs import BlobStore
+from dcoord.core.events import Events, Gone, Received
+from districomp import clock
+from districomp.errors import ConfigError
+from districomp.messages import AnyMessage, Goodbye, HelloClient, HelloWeb, HelloWorker, Items, Submit
+from districomp.model import Blob, Item, item_content
+from districomp.stream import Connection
+
+log = logging.getLogger(__name__)
+
+INBOX_EVENTS_MAX = 2048
+"""Connections that add to a longer inbox are not read until it has been emptied."""
+UNGREETED_MAX = 1024
+"""Connections that have not said who they are; a further one takes the place of the oldest."""
+
+
+class Inbox:
+    """Events for the core, in order of arrival."""
+
+    def __init__(self) -> None:
+        self._events: list[Events] = []
+        self._filled = asyncio.Event()
+        self._paused: list[Connection] = []
+
+    def put(self, event: Events) -> None:
+        """Add an event."""
+        self._events.append(event)
+        self._filled.set()
+
+    def wake(self) -> None:
+        """Make `next_batch` return, with what there is."""
+        self._filled.set()
+
+    def hold_back(self, connection: Connection) -> None:
+        """After a put: do not read this connection on if the inbox is full."""
+        if len(self._events) > INBOX_EVENTS_MAX:
+            connection.pause_reading()
+            self._paused.append(connection)
+
+    async def next_batch(self, until: float | None) -> list[Events]:
+        """All events so far; waits for one, but not beyond `until` (Unix seconds)."""
+        if not self._filled.is_set():
+            timeout_s = None if until is None else max(0.0, until - clock.now())
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self._filled.wait()
+            except TimeoutError:
+                pass
+        self._filled.clear()
+        events, self._events = self._events, []
+        for connection in self._paused:
+            connection.resume_reading()
+        self._paused.clear()
+        return events
+
+
+class Listener:
+    """Accepts connections and turns their messages into events. Implements `stream.Handler`."""
+
+    def __init__(self, inbox: Inbox, blobs: BlobStore) -> None:
+        self.connections: dict[int, Connection] = {}
+        self.web_peer = 0
+        """The connection of dcoord-web, 0 if there is none."""
+        self._inbox = inbox
+        self._blobs = blobs
+        self._greeted: dict[int, AnyMessage] = {}
+        self._ungreeted: dict[int, Connection] = {}
+        self._last_peer = 0
+        self._servers: list[asyncio.Server] = []
+
+    # ---- doors ----
+
+    async def listen(self, address: str, port: int) -> tuple[str, int]:
+        """Open the control port; the address and port that it really has. ConfigError if it is taken."""
+        loop = asyncio.get_running_loop()
+        try:
+            server = await loop.create_server(self._accept, address, port, reuse_address=True)
+        except OSError as error:
+            reason = os.strerror(error.errno) if error.errno else str(error)
+            raise ConfigError(
+                f"listen: {address} port {port} cannot be opened: {reason}; "
+                "stop what uses it, or set another port (0: the system chooses)"
+            ) from error
+        self._servers.append(server)
+        name: tuple[str, int] = server.sockets[0].getsockname()[:2]
+        return name
+
+    async def listen_locally(self, path: Path) -> None:
+        """Open the control socket. ConfigError if another coordinator answers on it."""
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        _remove_stale_socket(path)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        # Until there is trust, who can connect can do everything: the owner alone.
+        before = os.umask(0o177)
+        try:
+            sock.bind(str(path))
+        except OSError as error:
+            sock.close()
+            raise ConfigError(
+                f"the control socket {path} cannot be made: {error}; set another runtime folder"
+            ) from error
+        finally:
+            os.umask(before)
+        server = await asyncio.get_running_loop().create_unix_server(self._accept, sock=sock)
+        self._servers.append(server)
+
+    def stop_listening(self) -> None:
+        """Accept nobody any more; connections stay."""
+        for server in self._servers:
+            server.close()
+        self._servers.clear()
+
+    def close_all(self, code: str, text: str) -> None:
+        """Say Goodbye to everybody."""
+        for connection in list(self.connections.values()):
+            connection.close(code, text)
+
+    def is_web(self, connection: Connection) -> bool:
+        """Whether this is dcoord-web."""
+        return isinstance(self._greeted.get(connection.peer), HelloWeb)
+
+    # ---- stream.Handler ----
+
+    def opened(self, connection: Connection) -> None:
+        """A peer connected; it has said nothing."""
+        self._last_peer += 1
+        connection.peer = self._last_peer
+        self.connections[connection.peer] = connection
+        if len(self._ungreeted) >= UNGREETED_MAX:
+            oldest = self._ungreeted.pop(next(iter(self._ungreeted)))
+            oldest.close("protocol", "too many connections wait to say who they are")
+        self._ungreeted[connection.peer] = connection
+
+    def received(self, connection: Connection, messages: list[AnyMessage], at: float) -> None:
+        """Messages of a peer; the first must be a greeting, and there is one only."""
+        peer = connection.peer
+        for message in messages:
+            is_hello = isinstance(message, HelloWorker | HelloClient | HelloWeb)
+            if is_hello == (peer in self._greeted) or (isinstance(message, HelloWeb) and not connection.is_local):
+                if isinstance(message, Goodbye):
+                    return
+                log.warning("%s: %s is not what comes now; closing", connection.address, type(message).__name__)
+                connection.close("protocol", "the first message says who is there, once: a Hello")
+                return
+            if is_hello:
+                self._greeted[peer] = message
+                self._ungreeted.pop(peer, None)
+                connection.greeted()
+                log.debug("%s: %s", connection.address, type(message).__name__)
+            fault = self._missing_blob(message) if isinstance(message, Submit | Items) else None
+            self._inbox.put(Received(peer, message, at, connection.address, fault))
+        self._inbox.hold_back(connection)
+
+    def closed(self, connection: Connection, reason: str) -> None:
+        """A connection is gone."""
+        peer = connection.peer
+        self.connections.pop(peer, None)
+        self._ungreeted.pop(peer, None)
+        hello = self._greeted.pop(peer, None)
+        if isinstance(hello, HelloWorker):
+            log.info("worker %s (%s) disconnected: %s", hello.name, connection.address, reason)
+        if hello is not None:
+            self._inbox.put(Gone(peer, clock.now()))
+
+    # ---- inside ----
+
+    def _accept(self) -> Connection:
+        return Connection(self, accepting=True)
+
+    def _missing_blob(self, message: Submit | Items) -> tuple[str, str] | None:
+        """A submission's payload that was announced but never uploaded, as a refusal."""
+        for item in message.items:
+            blob = _blob_of(item)
+            if blob is not None and self._blobs.size(blob.sha256.hex()) != blob.size:
+                digest = blob.sha256.hex()
+                return (
+                    "blob_missing",
+                    f"the data {digest} ({blob.size} bytes) was not uploaded; PUT /blobs/{digest} first",
+                )
+        return None
+
+
+def _blob_of(item: Item) -> Blob | None:
+    content = item_content(item)
+    return content if isinstance(content, Blob) else None
+
+
+def _remove_stale_socket(path: Path) -> None:
+    """Remove the socket of a coordinator that was killed. ConfigError if one answers on it."""
+    try:
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise ConfigError(f"{path} is in the way: it is not a socket; remove it or set another runtime folder")
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(str(path))
+        except OSError:
+            path.unlink(missing_ok=True)
+            return
+    raise ConfigError(
+        f"another coordinator runs with this runtime folder: it answers on {path}; "
+        "stop it, or set DISTRICOMP_RUNTIME_DIR (and _STATE_DIR, _CONFIG_DIR) to others"
+    )

@@ -1,0 +1,354 @@
+"""What clients ask, beside submitting and cancelling: documents, watching jobs, and results as they come.
+
+Answers after the commit of the batch in which a question came, so that nobody hears of what may still
+be lost. Results are pulled: a client has one request under way, so a slow one neither holds up others
+nor grows the coordinator. Journal reads run in a thread of their own.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from dcoord.core import view
+from dcoord.core.core import Core
+from dcoord.core.job import Job
+from dcoord.core.records import OutcomeRecord, Record
+from dcoord.journal import Reader, pack_outcome
+from dcoord.taskview import JobSnapshot, Running, task_document, task_documents
+from districomp import clock
+from districomp.documents import DefinitionDocument
+from districomp.errors import DistricompError
+from districomp.messages import BATCH_BYTES, AnyMessage, Query, Refused, Reply, ResultRows, Results, Watch
+from districomp.model import STATE_NAMES
+from districomp.stream import Connection
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+PARKED_MAX: Final = 1024
+"""Requests of one connection that wait for something; a further one is refused."""
+WATCH_INTERVAL_S_MIN: Final = 0.05
+
+
+class _Watcher:
+    """A Watch under way."""
+
+    __slots__ = ("connection", "due", "interval_s", "jobs", "request", "timer")
+
+    def __init__(self, connection: Connection, message: Watch) -> None:
+        self.connection = connection
+        self.request = message.request
+        self.jobs = list(dict.fromkeys(message.jobs))
+        self.interval_s = max(WATCH_INTERVAL_S_MIN, message.interval_s)
+        self.due = 0.0
+        self.timer: asyncio.TimerHandle | None = None
+
+
+class Sessions:
+    """Answers clients from the core (in the loop) and from the journal (in the reading thread)."""
+
+    def __init__(self, core: Callable[[], Core], journal: Path) -> None:
+        """`core` gives the core of now: it may be replaced when the journal fails."""
+        self.definitions: list[DefinitionDocument] = []
+        self._core = core
+        self._journal = journal
+        self._reader: Reader | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal-reader")
+        self._watchers: dict[int, dict[_Watcher, None]] = {}
+        self._pulls: dict[int, dict[tuple[int, int], tuple[Connection, Results]]] = {}
+        self._parked: dict[int, int] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # ---- the driver's side ----
+
+    def on_message(self, connection: Connection, message: AnyMessage) -> None:
+        """A question; called after the commit of the batch in which it came."""
+        if isinstance(message, Query):
+            self._query(connection, message)
+        elif isinstance(message, Watch):
+            self._watch(connection, message)
+        elif isinstance(message, Results):
+            self._results(connection, message)
+
+    def after_batch(self, records: Iterable[Record]) -> None:
+        """A batch is committed: tell those who wait for what is in it."""
+        core = self._core()
+        for record in records:
+            if isinstance(record, OutcomeRecord) and record.outcome.job in self._pulls:
+                self._serve_fresh(core, record)
+        for number in core.changed:
+            for watcher in list(self._watchers.get(number, ())):
+                self._notify(watcher)
+            job = core.jobs.get(number)
+            if job is not None and job.is_ended and number in self._pulls:
+                for connection, pull in list(self._pulls.pop(number).values()):
+                    self._unpark(connection)
+                    self._results(connection, pull)
+        core.changed.clear()
+
+    def forget(self, peer: int) -> None:
+        """A connection is gone."""
+        if self._parked.pop(peer, None) is None:
+            return
+        for watchers in list(self._watchers.values()):
+            for watcher in [w for w in watchers if w.connection.peer == peer]:
+                self._end_watch(watcher)
+        for job, pulls in list(self._pulls.items()):
+            for key in [key for key in pulls if key[0] == peer]:
+                del pulls[key]
+            if not pulls:
+                del self._pulls[job]
+
+    def job_reply(self, connection: Connection, request: int, job: int) -> None:
+        """Answer a request with a job's document."""
+        document = view.job_document(self._core().jobs[job], clock.now())
+        connection.send(Reply(request, [msgspec.msgpack.encode(document)]))
+
+    async def close(self) -> None:
+        """End the reading thread."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._close_reader)
+        self._thread.shutdown()
+
+    # ---- documents ----
+
+    def _query(self, connection: Connection, message: Query) -> None:
+        core, now = self._core(), clock.now()
+        match message.noun:
+            case "status":
+                _reply(connection, message.request, [view.status_document(core, now)])
+            case "jobs":
+                _reply(connection, message.request, (view.job_document(job, now) for job in core.jobs.values()))
+            case "workers":
+                _reply(connection, message.request, view.worker_documents(core, now))
+            case "definitions":
+                _reply(connection, message.request, self.definitions)
+            case "job" | "task" | "tasks":
+                self._query_job(connection, message, core, now)
+            case _:
+                _refuse(connection, message.request, "bad_request", f"there are no documents {message.noun!r}")
+
+    def _query_job(self, connection: Connection, message: Query, core: Core, now: float) -> None:
+        job = core.jobs.get(message.job)
+        if job is None:
+            _refuse_job(connection, message.request, message.job)
+        elif message.noun == "job":
+            _reply(connection, message.request, [view.job_document(job, now)])
+        elif message.noun == "task" and not 0 <= message.index < job.record.count:
+            last = job.record.count - 1
+            text = f"there is no task {job.id}.{message.index}; job {job.id} has {job.id}.0 to {job.id}.{last}"
+            _refuse(connection, message.request, "unknown_task", text)
+        elif message.state not in ("", *STATE_NAMES):
+            text = f"{message.state!r} is not a task's state; those are {', '.join(STATE_NAMES)}"
+            _refuse(connection, message.request, "bad_request", text)
+        else:
+            self._spawn(self._answer_tasks(connection, message, _snapshot(core, job)))
+
+    async def _answer_tasks(self, connection: Connection, message: Query, snapshot: JobSnapshot) -> None:
+        def one(reader: Reader) -> list[bytes]:
+            return [msgspec.msgpack.encode(task_document(reader, snapshot, message.index))]
+
+        if message.noun == "task":
+            documents = await self._read(connection, message.request, one)
+            if documents is not None:
+                connection.send(Reply(message.request, documents))
+            return
+        pending: list[Iterator[bytes]] = []
+
+        def begin_or_go_on(reader: Reader) -> list[bytes]:
+            if not pending:
+                documents = task_documents(reader, snapshot, message.state)
+                pending.append(msgspec.msgpack.encode(document) for document in documents)
+            return _some(pending[0])
+
+        while not connection.is_closing:
+            documents = await self._read(connection, message.request, begin_or_go_on)
+            if documents is None:
+                return
+            connection.send(Reply(message.request, documents, last=not documents))
+            if not documents:
+                return
+            await connection.drained()
+
+    # ---- watching ----
+
+    def _watch(self, connection: Connection, message: Watch) -> None:
+        core = self._core()
+        for number in message.jobs:
+            if number not in core.jobs:
+                _refuse_job(connection, message.request, number)
+                return
+        if not self._park(connection, message.request):
+            return
+        watcher = _Watcher(connection, message)
+        for number in watcher.jobs:
+            self._watchers.setdefault(number, {})[watcher] = None
+        self._tell(watcher)
+
+    def _notify(self, watcher: _Watcher) -> None:
+        """A watched job changed: tell now, or when the interval has passed."""
+        loop = asyncio.get_running_loop()
+        wait_s = watcher.due - loop.time()
+        jobs = self._core().jobs
+        if wait_s <= 0 or all(jobs[number].is_ended for number in watcher.jobs):
+            self._tell(watcher)
+        elif watcher.timer is None:
+            watcher.timer = loop.call_later(wait_s, self._tell, watcher)
+
+    def _tell(self, watcher: _Watcher) -> None:
+        if watcher.timer is not None:
+            watcher.timer.cancel()
+            watcher.timer = None
+        core, now = self._core(), clock.now()
+        jobs = [core.jobs[number] for number in watcher.jobs]
+        last = all(job.is_ended for job in jobs)
+        documents = [msgspec.msgpack.encode(view.job_document(job, now)) for job in jobs]
+        watcher.connection.send(Reply(watcher.request, documents, last))
+        watcher.due = asyncio.get_running_loop().time() + watcher.interval_s
+        if last:
+            self._end_watch(watcher)
+            self._unpark(watcher.connection)
+
+    def _end_watch(self, watcher: _Watcher) -> None:
+        if watcher.timer is not None:
+            watcher.timer.cancel()
+            watcher.timer = None
+        for number in watcher.jobs:
+            watchers = self._watchers.get(number)
+            if watchers is not None:
+                watchers.pop(watcher, None)
+                if not watchers:
+                    del self._watchers[number]
+
+    # ---- results ----
+
+    def _results(self, connection: Connection, message: Results) -> None:
+        job = self._core().jobs.get(message.job)
+        if job is None:
+            _refuse_job(connection, message.request, message.job)
+        elif message.after < job.serial:
+            self._spawn(self._answer_rows(connection, message))
+        elif job.is_ended or not message.wait:
+            connection.send(ResultRows(message.request, [], message.after, job.is_ended))
+        elif self._park(connection, message.request):
+            key = connection.peer, message.request
+            self._pulls.setdefault(message.job, {})[key] = (connection, message)
+
+    def _serve_fresh(self, core: Core, record: OutcomeRecord) -> None:
+        """Hand a row that was just committed to those who wait for exactly it; no need to read it back."""
+        outcome = record.outcome
+        job = core.jobs[outcome.job]
+        pulls = self._pulls.get(outcome.job, {})
+        rows: list[bytes] = []
+        for key, (connection, pull) in list(pulls.items()):
+            if pull.after != outcome.serial - 1:
+                continue
+            del pulls[key]
+            self._unpark(connection)
+            rows = rows or [pack_outcome(outcome)]
+            is_last = job.is_ended and outcome.serial == job.serial
+            connection.send(ResultRows(pull.request, rows, outcome.serial, is_last))
+        if not pulls:
+            self._pulls.pop(outcome.job, None)
+
+    async def _answer_rows(self, connection: Connection, message: Results) -> None:
+        found = await self._read(
+            connection, message.request, lambda reader: reader.rows(message.job, message.after, BATCH_BYTES)
+        )
+        if found is None:
+            return
+        rows, after = found
+        job = self._core().jobs.get(message.job)
+        is_last = job is not None and job.is_ended and after >= job.serial
+        connection.send(ResultRows(message.request, rows, after, is_last))
+
+    # ---- inside ----
+
+    async def _read(self, connection: Connection, request: int, read: Callable[[Reader], T]) -> T | None:
+        """Run `read` in the reading thread; None after the client was told that it failed."""
+
+        def run() -> T:
+            if self._reader is None:
+                self._reader = Reader(self._journal)
+            return read(self._reader)
+
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, run)
+        except DistricompError as error:
+            log.error("reading for %s: %s", connection.address, error)
+            _refuse(connection, request, "degraded", str(error))
+            return None
+
+    def _close_reader(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _park(self, connection: Connection, request: int) -> bool:
+        parked = self._parked.get(connection.peer, 0)
+        if parked >= PARKED_MAX:
+            text = f"this connection already waits for {PARKED_MAX} answers"
+            _refuse(connection, request, "bad_request", text)
+            return False
+        self._parked[connection.peer] = parked + 1
+        return True
+
+    def _unpark(self, connection: Connection) -> None:
+        left = self._parked.get(connection.peer, 0) - 1
+        if left > 0:
+            self._parked[connection.peer] = left
+        else:
+            self._parked.pop(connection.peer, None)
+
+
+def _snapshot(core: Core, job: Job) -> JobSnapshot:
+    running: dict[int, Running] = {}
+    for worker in core.fleet.by_id.values():
+        for lease in worker.leases.values():
+            if lease.job is job and lease.started is not None and not lease.stopping:
+                running[lease.index] = Running(worker.id, lease.started)
+    return JobSnapshot(job.id, job.record.count, bytes(job.states), running)
+
+
+def _some(documents: Iterator[bytes]) -> list[bytes]:
+    """The next documents, about a frame's worth."""
+    taken: list[bytes] = []
+    size = 0
+    for document in documents:
+        taken.append(document)
+        size += len(document)
+        if size >= BATCH_BYTES:
+            break
+    return taken
+
+
+def _reply(connection: Connection, request: int, documents: Iterable[msgspec.Struct]) -> None:
+    encoded = (msgspec.msgpack.encode(document) for document in documents)
+    part = _some(encoded)
+    while part:
+        following = _some(encoded)
+        connection.send(Reply(request, part, last=not following))
+        part = following
+        if not part:
+            return
+    connection.send(Reply(request, []))
+
+
+def _refuse(connection: Connection, request: int, code: str, text: str) -> None:
+    connection.send(Refused(request, code, text))
+
+
+def _refuse_job(connection: Connection, request: int, job: int) -> None:
+    _refuse(connection, request, "unknown_job", f"there is no job {job}; see: dctl job list")
