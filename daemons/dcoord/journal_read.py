@@ -67,6 +67,12 @@ def reported(path: Path, doing: str) -> Iterator[None]:
         raise JournalError(
             f"{path} is damaged, {doing} failed: {error}; stop dcoord and put back a copy of it"
         ) from error
+    except (apsw.FullError, apsw.IOError) as error:
+        code = apsw.mapping_extended_result_codes.get(getattr(error, "extendedresult", 0), "no code")
+        raise JournalError(
+            f"{doing} failed in {path}: {error} ({code}); look for free space on its file system, "
+            "for a quota, and for disk errors in the system's log"
+        ) from error
     except (apsw.Error, OSError) as error:
         raise JournalError(f"{doing} failed in {path}: {error}") from error
     except msgspec.MsgspecError as error:
