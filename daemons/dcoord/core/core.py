@@ -29,16 +29,23 @@ from districomp.messages import (
     Inventory,
     Items,
     Message,
+    Query,
     Reports,
+    Results,
     Returned,
     Started,
     Submit,
+    Watch,
     Welcome,
 )
 from districomp.model import RUNNING, lease_token
 from districomp.taskdef import Definition, decode_definition
 
 RATE_WINDOW_S: Final = 10
+
+# Questions are answered by the driver; a worker that was just declared lost may still be heard while its
+# connection is being closed.
+_NOT_FOR_THE_CORE: Final = (Query, Watch, Results, Goodbye, Reports, Heartbeat, Started, Returned, Inventory)
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -278,8 +285,7 @@ class Core:
             submit.on_items(self, event.peer, message, event.fault)
         elif isinstance(message, Cancel):
             submit.on_cancel(self, event.peer, message)
-        # A worker that was just declared lost may still be heard: its connection is being closed.
-        elif not isinstance(message, Goodbye | Reports | Heartbeat | Started | Returned | Inventory):
+        elif not isinstance(message, _NOT_FOR_THE_CORE):
             raise RemoteProtocolError(f"a client does not send {type(message).__name__}")
 
     def _on_payload(self, event: PayloadRead) -> None:
