@@ -100,15 +100,16 @@ class Browser:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _browse(self, zeroconf: "AsyncZeroconf") -> "AsyncServiceBrowser":
+    def _browse(self, zeroconf: "AsyncZeroconf", one_shot: bool = False) -> "AsyncServiceBrowser":
         from zeroconf import DNSQuestionType
         from zeroconf.asyncio import AsyncServiceBrowser
 
-        # Multicast questions: a unicast answer to port 5353 reaches only one of the processes of
-        # this machine that share the port, and with a coordinator and two workers rarely us.
-        return AsyncServiceBrowser(
-            zeroconf.zeroconf, SERVICE_TYPE, handlers=[self._state_changed], question_type=DNSQuestionType.QM
-        )
+        # A unicast answer to port 5353 reaches only one of the processes of this machine that share
+        # the port, and with a coordinator and two workers rarely us: there the question is multicast.
+        # The one-shot question is answered to its own port, and must be QU, because zeroconf takes
+        # equal questions of others within a second for one that was repeated, and is silent.
+        kind = DNSQuestionType.QU if one_shot else DNSQuestionType.QM
+        return AsyncServiceBrowser(zeroconf.zeroconf, SERVICE_TYPE, handlers=[self._state_changed], question_type=kind)
 
     async def _browse_quickly(self) -> None:
         """Ask once from a port of our own (RFC 6762 section 6.7).
@@ -117,7 +118,7 @@ class Browser:
         off for a second when somebody else has just had one.
         """
         quick = _open(self._interfaces, one_shot=True)
-        browser = self._browse(quick)
+        browser = self._browse(quick, one_shot=True)
         try:
             await asyncio.sleep(QUICK_S)
         finally:

@@ -1,6 +1,7 @@
 """Finding each other by real mDNS packets on loopback, between real processes."""
 
 import asyncio
+import contextlib
 import os
 import secrets
 import signal
@@ -42,17 +43,20 @@ def test_a_browser_finds_a_coordinator_that_is_up_within_a_second(cluster: str) 
 def test_browsers_that_start_in_the_same_second_are_all_answered_at_once(cluster: str) -> None:
     """An answer by multicast may not be repeated within a second (RFC 6762 section 6); the one-shot one may."""
 
-    async def scenario() -> float:
-        async with browsing() as first:
-            await first.until(lambda known: cluster in known)
-            started = time.monotonic()
-            async with browsing() as second, browsing() as third:
-                await second.until(lambda known: cluster in known)
-                await third.until(lambda known: cluster in known)
-                return time.monotonic() - started
+    async def scenario() -> list[float]:
+        # The three announcements take 0.45 s; a browser that hears one needs no answer.
+        await asyncio.sleep(0.8)
+        took_s = []
+        async with contextlib.AsyncExitStack() as stack:
+            for _ in range(4):
+                started = time.monotonic()
+                news = await stack.enter_async_context(browsing())
+                await news.until(lambda known: cluster in known)
+                took_s.append(time.monotonic() - started)
+        return took_s
 
     with advertising(cluster, 40002):
-        assert asyncio.run(scenario()) < 1
+        assert max(asyncio.run(scenario())) < 0.9
 
 
 def test_an_interface_can_be_named(cluster: str) -> None:

@@ -1,0 +1,152 @@
+"""`python -m tests.mutants [NAME...]`: plants each known bug in a copy of the tree and runs the test that must catch it.
+
+A mutant is a file NAME.toml: `why`, `tests` (ids of pytest, at least one of which must fail), and one or
+more `[[edit]]` with `file`, `find` (must occur exactly once) and `replace`. Ends with 1 if a mutant is
+alive (no test failed), or does not apply any more, or a test fails without it.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+FOLDER: Final = Path(__file__).resolve().parent
+ROOT: Final = FOLDER.parents[1]
+LIMIT_S: Final = 300
+
+PYTEST_FAILED: Final = 1
+"""pytest's exit code for "tests were run, some failed"; any other but 0 means that it could not try."""
+
+NOT_COPIED: Final = shutil.ignore_patterns(".git", ".venv", ".*_cache", "__pycache__", ".hypothesis", "demo-output")
+
+
+class Edit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One change of one file."""
+
+    file: str
+    find: str
+    replace: str
+
+
+class Mutant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A bug, why it matters, and the tests of which one must fail."""
+
+    name: str
+    why: str
+    tests: list[str]
+    edit: list[Edit]
+
+
+class BrokenMutantError(Exception):
+    """It does not apply, or its tests cannot be run; the message says which."""
+
+
+def load(path: Path) -> Mutant:
+    """Read a mutant's file."""
+    content: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    return msgspec.convert({"name": path.stem, **content}, Mutant)
+
+
+def apply(tree: Path, mutant: Mutant) -> dict[Path, str]:
+    """Change the tree; the files' texts as they were. BrokenMutantError if an edit does not fit."""
+    before: dict[Path, str] = {}
+    for edit in mutant.edit:
+        path = tree / edit.file
+        if not path.is_file():
+            raise BrokenMutantError(f"{edit.file} is gone")
+        text = path.read_text(encoding="utf-8")
+        if text.count(edit.find) != 1:
+            raise BrokenMutantError(
+                f"{edit.file} has its `find` {text.count(edit.find)} times, not once: {edit.find!r}"
+            )
+        before.setdefault(path, text)
+        path.write_text(text.replace(edit.find, edit.replace), encoding="utf-8")
+    return before
+
+
+@contextmanager
+def planted(tree: Path, mutant: Mutant) -> Iterator[None]:
+    """The tree with this bug, for the time of the block."""
+    before: dict[Path, str] = {}
+    try:
+        before = apply(tree, mutant)
+        yield
+    finally:
+        for path, text in before.items():
+            path.write_text(text, encoding="utf-8")
+
+
+def run_tests(tree: Path, tests: list[str]) -> int:
+    """pytest's exit code; the copy's code is imported, in child processes too."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(tree), str(tree / "daemons")]),
+        # Two versions of a file within one second and of one size would share a cached compilation.
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *tests]
+    try:
+        ended = subprocess.run(
+            command, cwd=tree, env=environment, check=False, capture_output=True, text=True, timeout=LIMIT_S
+        )
+    except subprocess.TimeoutExpired:
+        return PYTEST_FAILED
+    if ended.returncode not in (0, PYTEST_FAILED):
+        raise BrokenMutantError(
+            f"pytest could not run {' '.join(tests)}:\n{ended.stdout[-2000:]}{ended.stderr[-2000:]}"
+        )
+    return ended.returncode
+
+
+def judge(tree: Path, mutant: Mutant) -> str:
+    """`caught`, `ALIVE` or `BROKEN: why`."""
+    try:
+        with planted(tree, mutant):
+            return "caught" if run_tests(tree, mutant.tests) == PYTEST_FAILED else "ALIVE"
+    except BrokenMutantError as error:
+        return f"BROKEN: {error}"
+
+
+def main(names: list[str]) -> int:
+    """The exit code."""
+    mutants = [load(path) for path in sorted(FOLDER.glob("*.toml")) if not names or path.stem in names]
+    if not mutants:
+        print(f"no mutant in {FOLDER} is named {' '.join(names)}")
+        return 2
+    with tempfile.TemporaryDirectory(prefix="districomp-mutants-") as scratch:
+        tree = Path(scratch) / "tree"
+        shutil.copytree(ROOT, tree, ignore=NOT_COPIED, symlinks=True)
+        tests = list(dict.fromkeys(test for mutant in mutants for test in mutant.tests))
+        try:
+            sound = run_tests(tree, tests) == 0
+        except BrokenMutantError as error:
+            print(error)
+            sound = False
+        if not sound:
+            print("without any mutant the tests named by them fail already: mend that first")
+            return 1
+        verdicts = [report(tree, mutant) for mutant in mutants]
+    caught = verdicts.count("caught")
+    print(f"{caught} caught, {len(verdicts) - caught} alive or broken", flush=True)
+    return 0 if caught == len(verdicts) else 1
+
+
+def report(tree: Path, mutant: Mutant) -> str:
+    """Judge one mutant and print its line."""
+    start = time.monotonic()
+    verdict = judge(tree, mutant)
+    print(f"{verdict:8}{mutant.name:44}{time.monotonic() - start:6.1f} s  {mutant.why}", flush=True)
+    return verdict
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
