@@ -1,0 +1,1 @@
+"""The demonstration: a whole cluster on this machine, doing real work. `python -m demo`, or `make demo`."""
