@@ -12,7 +12,6 @@ from typing import IO, TYPE_CHECKING, Any, Final, Self, TypeVar
 
 import msgspec
 
-from districomp.client_items import Batches, GivenItem
 from districomp.client_link import Link, LinkLostError, LinkPool, Notice
 from districomp.client_results import TaskRecord, TaskResult, ended_tasks, in_task_order
 from districomp.documents import (
@@ -39,6 +38,7 @@ from districomp.model import Blob
 
 if TYPE_CHECKING:
     from districomp.client_blobs import Blobs
+    from districomp.client_items import Batches, GivenItem
 
 WATCH_S: Final = 0.2
 ENDED_JOB_STATES: Final = ("done", "failed", "cancelled")
@@ -88,7 +88,7 @@ class Client:
         definition: str,
         *,
         data: bytes | str | os.PathLike[str] | None = None,
-        items: Iterable[GivenItem] | None = None,
+        items: "Iterable[GivenItem] | None" = None,
         files: Iterable[str | os.PathLike[str]] | None = None,
         range: range | None = None,
         params: Mapping[str, Any] | None = None,
@@ -114,6 +114,8 @@ class Client:
         source = _source(data, items, files)
         if source is None:
             return self._submit(message, None)
+        from districomp.client_items import Batches  # only who submits needs hashing and files
+
         message.count = 0
         batches = Batches(source, self._upload)
         try:
@@ -234,7 +236,7 @@ class Client:
 
     # ---- inside ----
 
-    def _submit(self, message: Submit, batches: Batches | None) -> "Job":
+    def _submit(self, message: Submit, batches: "Batches | None") -> "Job":
         try:
             accepted = self._pool.call(lambda link: _send_submission(link, message, batches))
         except LocalProtocolError as error:
@@ -320,7 +322,7 @@ class Job:
         return self._client.cancel(self.number)
 
 
-def _send_submission(link: Link, message: Submit, batches: Batches | None) -> Accepted:
+def _send_submission(link: Link, message: Submit, batches: "Batches | None") -> Accepted:
     """Send one submission, whole, from its start, and take the answer."""
     request = link.next_request()
     message.request = request
@@ -371,17 +373,17 @@ def _expect(message: object, kind: type[Expected]) -> Expected:
 
 def _source(
     data: bytes | str | os.PathLike[str] | None,
-    items: Iterable[GivenItem] | None,
+    items: "Iterable[GivenItem] | None",
     files: Iterable[str | os.PathLike[str]] | None,
-) -> Iterable[GivenItem] | None:
+) -> "Iterable[GivenItem] | None":
     """The items of a submission, None if it has none."""
-    from districomp.client_items import FileItem
-
     if data is not None:
         return [data]
     if isinstance(items, str | bytes):
         raise UsageError("items is one text, not several; use data= for a single item, or a list")
     if files is not None:
+        from districomp.client_items import FileItem
+
         return [FileItem(os.fspath(path)) for path in files]
     return items
 

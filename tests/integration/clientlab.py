@@ -222,6 +222,8 @@ class Lab:
         if isinstance(message, Submit):
             self._drafts[key, request] = (message, list(message.items))
             return iter(self._finish(key, request) if message.last else [])
+        if isinstance(message, Items) and (key, request) not in self._drafts:
+            return iter([])
         if isinstance(message, Items):
             self._drafts[key, request][1].extend(message.items)
             return iter(self._finish(key, request) if message.last else [])
