@@ -5,6 +5,7 @@ Owns how a command is found and how it ends. Each noun's file is imported when i
 """
 
 import importlib
+import io
 import os
 import sys
 from typing import Any, Final
@@ -38,6 +39,10 @@ Examples:
 """
 
 
+class _ReaderGoneError(Exception):
+    """Whoever read our output has gone."""
+
+
 class LazyGroup(click.Group):
     """A group whose commands are imported when they are used; its help needs none of them."""
 
@@ -65,6 +70,13 @@ class LazyGroup(click.Group):
             hint = f"did you mean {near[0]!r}?" if near else "see: dctl --help"
             raise click.UsageError(f"there is no command {args[0]!r}; {hint}", ctx)
         return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """As click does, but it must not take a closed pipe for an exit code of ours."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise _ReaderGoneError from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Two lists: shortcuts and nouns."""
@@ -102,8 +114,9 @@ def run(arguments: list[str]) -> int:
         return _complain(error.ctx, error.format_message(), 2, prefix=False)
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
-        where = context.command_path if context else "dctl"
-        return _complain(context, f"{error.format_message().rstrip('.')}. See: {where} --help", 2)
+        text = error.format_message().rstrip(".")
+        see = "" if "see: " in text else f"{'' if text.endswith('?') else '.'} See: {_path(context)} --help"
+        return _complain(context, f"{text}{see}", 2)
     except (click.Abort, KeyboardInterrupt):
         return _complain(None, "interrupted", 130)
     except RefusedError as error:
@@ -111,8 +124,8 @@ def run(arguments: list[str]) -> int:
         return _complain(None, str(error), 1 if error.code == "degraded" else 2)
     except DistricompError as error:
         return _complain(None, str(error), error.exit_code)
-    except BrokenPipeError:
-        # Whoever read our output has gone: say nothing, as other tools do, and end as SIGPIPE would.
+    except (_ReaderGoneError, BrokenPipeError):
+        # Say nothing, as other tools do, and end as SIGPIPE would.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:
@@ -123,12 +136,25 @@ def run(arguments: list[str]) -> int:
 
 def main() -> None:
     """The entry point of `dctl`."""
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115 - for the life of the process
+    if sys.stdout is None:
+        sys.exit(_complain(None, "standard output is closed, so there is nowhere to print to; open it", 2))
+    for stream in (sys.stdout, sys.stderr):
+        # A locale without the characters of a job's name is no reason to fail.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     sys.exit(run(sys.argv[1:]))
 
 
+def _path(context: click.Context | None) -> str:
+    return context.command_path if context else "dctl"
+
+
 def _complain(context: click.Context | None, text: str, code: int, *, prefix: bool = True) -> int:
-    where = context.command_path if context else "dctl"
-    click.echo(f"{where}: {text}" if prefix else text, err=True)
+    from dctl.output import clean
+
+    click.echo(clean(f"{_path(context)}: {text}" if prefix else text), err=True)
     return code
 
 

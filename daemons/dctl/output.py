@@ -75,7 +75,7 @@ def print_json(document: object) -> None:
 
 def write(text: str) -> None:
     """Data, to standard output."""
-    sys.stdout.write(text.encode("utf-8", "replace").decode("utf-8"))
+    sys.stdout.write(text)
 
 
 def message(text: str) -> None:

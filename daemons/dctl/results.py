@@ -17,6 +17,8 @@ from districomp.client import Job, TaskResult
 from districomp.documents import ResultDocument
 from districomp.errors import UsageError
 
+_encoder = msgspec.json.Encoder()
+
 FAILURES_SHOWN: Final = 5
 LAST_LINE_CHARS: Final = 200
 
@@ -33,19 +35,26 @@ class Tally:
     """What became of the tasks that were given out; the first failures are told at once."""
 
     def __init__(self) -> None:
-        self.tasks = 0
-        self.bad = 0
+        self._tasks = 0
+        self._without: dict[str, int] = {}
 
     def count(self, result: TaskResult) -> None:
         """Count one task."""
-        self.tasks += 1
+        self._tasks += 1
         if result.ok:
             return
-        self.bad += 1
-        if self.bad <= FAILURES_SHOWN:
+        number = self._without.get(result.state, 0) + 1
+        self._without[result.state] = number
+        if result.state == "failed" and number <= FAILURES_SHOWN:
             message(_failure(result))
-        elif self.bad == FAILURES_SHOWN + 1:
-            message("... and more tasks without a result")
+
+    def exit_code(self) -> int:
+        """0 if every task had a result; else 1, with a sentence that sums up."""
+        if not self._without:
+            return 0
+        parts = ", ".join(f"{number} {state}" for state, number in self._without.items())
+        message(f"{sum(self._without.values())} of {self._tasks} tasks have no result: {parts}")
+        return EXIT_NOT_DONE
 
 
 EPILOG = """\b
@@ -110,7 +119,7 @@ def print_results(found: Iterable[TaskResult], form: Form, *, lines: bool = Fals
             else:
                 _print_plain(result, form.sep, out)
         out.flush()
-    return EXIT_NOT_DONE if tally.bad else 0
+    return tally.exit_code()
 
 
 def _print_present(job: Job, form: Form, mode: Mode) -> int:
@@ -154,19 +163,18 @@ def _copy_large(result: TaskResult, out: IO[bytes]) -> bool:
 
 def _print_json(found: Iterable[TaskResult], tally: Tally, lines: bool) -> None:
     """One list, written piece by piece, because it may be larger than memory; or a line each."""
-    first = True
-    write = output.write
-    if not lines:
-        write("[")
+    out = sys.stdout.buffer
+    before = b"" if lines else b"["
     for result in found:
         tally.count(result)
-        body = msgspec.json.encode(document(result)).decode()
-        write(f"{body}\n" if lines else body if first else f",\n{body}")
-        first = False
+        out.write(before + _encoder.encode(document(result)) + (b"\n" if lines else b""))
         if lines:
-            sys.stdout.flush()
+            out.flush()
+        else:
+            before = b",\n"
     if not lines:
-        write("]\n")
+        out.write(b"]\n" if before == b",\n" else b"[]\n")
+    out.flush()
 
 
 def document(result: TaskResult) -> ResultDocument:

@@ -27,7 +27,11 @@ class SubmitCommand(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """As click does, after `--each-file A B` has become `--each-file=A --each-file=B`."""
-        return super().parse_args(ctx, spread_paths(args))
+        try:
+            return super().parse_args(ctx, spread_paths(args))
+        except click.UsageError as error:
+            error.ctx = error.ctx or ctx
+            raise
 
 
 def spread_paths(args: list[str]) -> list[str]:
@@ -47,7 +51,7 @@ def spread_paths(args: list[str]) -> list[str]:
             spread.append(f"{EACH_FILE}={args[place]}")
             place += 1
         if place == first:
-            spread.append(argument)
+            raise click.UsageError("--each-file needs at least one path after it; name the files")
     return spread
 
 
@@ -65,6 +69,8 @@ class Inputs(msgspec.Struct, frozen=True):
         given = [form for form in (self.data, self.data_file, self.each_line, self.numbers) if form is not None]
         if len(given) + bool(self.each_file) > 1:
             raise UsageError(f"one submission has one form of input; give only one of {FORMS}")
+        if "" in (self.data_file, self.each_line, *self.each_file):
+            raise UsageError("a path is empty; name a file (is a variable of the shell unset?)")
         if self.data is not None:
             # Arguments that are not UTF-8 come as surrogates: they go as the bytes they were.
             return {"data": self.data.encode("utf-8", "surrogateescape")}

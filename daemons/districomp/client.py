@@ -241,6 +241,10 @@ class Client:
             accepted = self._pool.call(lambda link: _send_submission(link, message, batches))
         except LocalProtocolError as error:
             raise UsageError(f"the submission does not fit into a message: {error}; shorten its parameters") from error
+        except UnicodeEncodeError as error:
+            raise UsageError(
+                f"{error.object[:60]!r} is not Unicode, so it can be neither name nor parameter; give it as data or an item"
+            ) from error
         return Job(self, accepted.job, accepted.tasks)
 
     def _results(self, job: int, after: int, wait: bool, deadline: float | None) -> ResultRows:

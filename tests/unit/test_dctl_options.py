@@ -83,13 +83,17 @@ def test_what_is_no_parameter(text: str) -> None:
         (["--each-file", "a", "--name", "x", "d"], ["--each-file=a", "--name", "x", "d"]),
         (["--each-file=a", "d"], ["--each-file=a", "d"]),
         (["d", "--each-file", "a", "--each-file", "b", "c"], ["d", "--each-file=a", "--each-file=b", "--each-file=c"]),
-        (["d", "--each-file"], ["d", "--each-file"]),
-        (["d", "--each-file", "--wait"], ["d", "--each-file", "--wait"]),
         (["d", "--", "--each-file", "a"], ["d", "--", "--each-file", "a"]),
     ],
 )
 def test_each_file_takes_all_paths_up_to_the_next_option(given: list[str], spread: list[str]) -> None:
     assert spread_paths(given) == spread
+
+
+@pytest.mark.parametrize("given", [["d", "--each-file"], ["d", "--each-file", "--wait"]])
+def test_each_file_without_a_path(given: list[str]) -> None:
+    with pytest.raises(click.UsageError, match="at least one path"):
+        spread_paths(given)
 
 
 def test_one_form_of_input_a_submission() -> None:
