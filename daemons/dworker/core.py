@@ -175,9 +175,10 @@ class WorkerCore:
         self._definitions.clear()
         self._works = {job: work for job, work in self._works.items() if work.held}
         self._effects.append(UseData(welcome.data_url))
-        self._send_inventory()
+        # The inventory comes last: what neither names, the coordinator takes as never arrived.
         for reports in self._unacknowledged.values():
             self._send(reports)
+        self._send_inventory()
 
     def _forget_cluster(self) -> None:
         """What another cluster leased is of no use here: end it, and tell nobody."""

@@ -238,7 +238,7 @@ def test_what_ended_in_the_batch_of_the_reconnection_is_reported_not_held(joined
     (start,) = joined.starts
     joined.feed(Disconnected())
     joined.feed(_ended(start, joined.now), Connected(Welcome(1, "c1", "lab", 1, LEASE_S, "", 0.0), joined.now))
-    assert [type(message) for message in joined.sent] == [Inventory, Reports]
+    assert [type(message) for message in joined.sent] == [Reports, Inventory]
 
 
 def test_another_cluster_hears_nothing_of_the_first(joined: Lab) -> None:
