@@ -167,8 +167,9 @@ class WorkerCore:
         if self._cluster and welcome.cluster != self._cluster:
             self._forget_cluster()
         self._cluster = welcome.cluster
-        self.connected, self._resetting = True, False
         self._offset_s = welcome.now - at
+        self._report()  # what ended meanwhile, to be sent with the rest
+        self.connected, self._resetting = True, False
         self._lease_s = welcome.lease_s
         self._heard = at
         self._beat = at + welcome.lease_s / 3

@@ -208,7 +208,7 @@ def test_after_a_reconnection_it_says_what_it_holds_and_reports_again(joined: La
     (reports,) = joined.sent
     joined.feed(Disconnected())
     joined.connect()
-    held, last, again = joined.sent
+    again, held, last = joined.sent
     assert held == Inventory(1, [4, 3, 2], [3, 2, 1], [1, 1, 1], [None, 100.0 + OFFSET_S, 100.0 + OFFSET_S], last=False)
     assert last == Inventory(0, [], [], [], [], last=True)
     assert again == reports
