@@ -53,7 +53,7 @@ def _status_lines(text: str) -> list[str]:
 
 def _notify(*lines: str) -> None:
     global _notifier
-    if not is_supervised():
+    if not lines or not is_supervised():
         return
     if _notifier is None:
         _notifier = SystemdNotifier()
