@@ -171,25 +171,28 @@ class Job:
         """
         if self.ready:
             return self._take_ready(limit)
-        start, end = self.cursor, min(self.cursor + limit, len(self.states))
-        if start == end:
-            return []
-        if self.payloads is not None:
-            if self.payloads.loaded(start) is None:
-                return []
-            end = min(end, self.payloads.chunk_of(start)[1])
-        # After a restart, tasks above the cursor may have been cancelled one by one.
-        fresh = self.states.count(QUEUED, start, end) == end - start
-        indexes = list(range(start, end)) if fresh else [i for i in range(start, end) if self.states[i] == QUEUED]
-        if fresh:
+        indexes: list[int] = []
+        # After a restart there may be tasks above the cursor that were cancelled one by one: a stretch can be empty.
+        while not indexes and self.cursor < len(self.states):
+            start, end = self.cursor, min(self.cursor + limit, len(self.states))
+            if self.payloads is not None:
+                if self.payloads.loaded(start) is None:
+                    break
+                end = min(end, self.payloads.chunk_of(start)[1])
+            indexes = self._take_range(start, end)
+            self.cursor = end
+        return indexes
+
+    def _take_range(self, start: int, end: int) -> list[int]:
+        if self.states.count(QUEUED, start, end) == end - start:
             self.states[start:end] = bytes((RUNNING,)) * (end - start)
             self.counts[QUEUED] -= end - start
             self.counts[RUNNING] += end - start
-        else:
-            for index in indexes:
-                self.move(index, RUNNING)
-        self.cursor = end
-        return indexes or self.take(limit)
+            return list(range(start, end))
+        indexes = [index for index in range(start, end) if self.states[index] == QUEUED]
+        for index in indexes:
+            self.move(index, RUNNING)
+        return indexes
 
     def _take_ready(self, limit: int) -> list[int]:
         indexes: list[int] = []
