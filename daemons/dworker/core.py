@@ -9,14 +9,12 @@ from typing import Final
 import msgspec
 
 from districomp.messages import (
-    BATCH_TASKS,
     Ack,
     Assign,
     DataAt,
     Define,
     Goodbye,
     Heartbeat,
-    Inventory,
     JobSpec,
     Message,
     Recall,
@@ -47,8 +45,8 @@ from dworker.events import (
     Uploaded,
     UseData,
 )
-from dworker.hold import PIPELINE_MAX, Chunk, Queue, Slot, Work
-from dworker.reports import Rows
+from dworker.hold import PIPELINE_MAX, Chunk, Queue, Slot, Work, problem
+from dworker.reports import HeldRow, Rows, inventories, one_row
 
 STARTED_S: Final = 0.05
 """An attempt that runs this long is named in a Started."""
@@ -58,7 +56,6 @@ WORKS_MAX: Final = 10_000
 """So many jobs are remembered; the oldest that nothing is held of are forgotten."""
 HAND_BACK_S: Final = 5.0
 """When stopping: how long reports wait for their acknowledgement once no attempt runs."""
-RUNNERS: Final = ("command", "stream")
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -164,22 +161,22 @@ class WorkerCore:
     # ---- the connection ----
 
     def _on_connected(self, welcome: Welcome, at: float) -> None:
+        self._report()  # to be sent with the others: it must be named before the inventory is complete
         if self._cluster and welcome.cluster != self._cluster:
             self._forget_cluster()
         self._cluster = welcome.cluster
-        self._offset_s = welcome.now - at
-        self._report()  # what ended meanwhile, to be sent with the rest
         self.connected, self._resetting = True, False
+        self._offset_s = welcome.now - at
         self._lease_s = welcome.lease_s
         self._heard = at
         self._beat = at + welcome.lease_s / 3
         self._definitions.clear()
         self._works = {job: work for job, work in self._works.items() if work.held}
         self._effects.append(UseData(welcome.data_url))
-        # The inventory comes last: what neither names, the coordinator takes as never arrived.
         for reports in self._unacknowledged.values():
             self._send(reports)
-        self._send_inventory()
+        for inventory in inventories(self._held()):
+            self._send(inventory)
 
     def _forget_cluster(self) -> None:
         """What another cluster leased is of no use here: end it, and tell nobody."""
@@ -196,9 +193,9 @@ class WorkerCore:
         self._ended.clear()
         self._unacknowledged.clear()
 
-    def _send_inventory(self) -> None:
-        """Every lease held and not yet reported. The last message is an empty one, so that there always is one."""
-        rows: dict[int, list[tuple[int, int, int, float | None]]] = {}
+    def _held(self) -> dict[int, list[HeldRow]]:
+        """Every lease held and not yet reported, by job."""
+        rows: dict[int, list[HeldRow]] = {}
         for chunk in self._queue.chunks:
             rows.setdefault(chunk.work.job, []).extend((*row, None) for row in chunk.rows())
         for slot in self._slots:
@@ -212,12 +209,7 @@ class WorkerCore:
             started = spooled.event.started[0] if spooled.event.started else None
             since = None if started is None else started + self._offset_s
             rows.setdefault(spooled.work.job, []).append((lease, spooled.index, spooled.attempt, since))
-        for job, held in rows.items():
-            for first_row in range(0, len(held), BATCH_TASKS):
-                part = held[first_row : first_row + BATCH_TASKS]
-                leases, indexes, attempts, times = map(list, zip(*part, strict=True))
-                self._send(Inventory(job, leases, indexes, attempts, times, last=False))
-        self._send(Inventory(0, [], [], [], [], last=True))
+        return rows
 
     def _keep_alive(self, now: float) -> None:
         if now - self._heard >= self._lease_s:
@@ -268,23 +260,11 @@ class WorkerCore:
             self._reset("protocol", f"job {spec.job} uses a definition that was not sent")
             return
         definition = self._definitions[spec.definition]
-        self._works[spec.job] = Work(spec, definition, self._problem(definition))
+        self._works[spec.job] = Work(spec, definition, problem(definition, self.settings.isolation))
         if len(self._works) > WORKS_MAX:
             idle = next((job for job, work in self._works.items() if not work.held and job != spec.job), None)
             if idle is not None:
                 del self._works[idle]
-
-    def _problem(self, definition: Definition | None) -> str:
-        """Why tasks of this definition cannot run here, as a sentence; '' if they can."""
-        if definition is None:
-            return "This worker does not understand the definition: it is of another version of districomp."
-        if definition.runner not in RUNNERS:
-            return f"This worker has no runner {definition.runner!r}."
-        for level in definition.isolation:
-            if level not in self.settings.isolation:
-                able = ", ".join(self.settings.isolation)
-                return f"The definition asks for isolation {level!r}; this worker has {able}."
-        return ""
 
     def _on_assign(self, assign: Assign, now: float) -> None:
         work = self._works.get(assign.job)
@@ -381,7 +361,7 @@ class WorkerCore:
         """Attempts that ended: report them, but upload first what is too large for a report."""
         if any(isinstance(result, Blob) for result in event.results):
             for place, (index, attempt) in enumerate(rows):
-                single = _row(event, place)
+                single = one_row(event, place)
                 result = single.results[0]
                 if isinstance(result, Blob):
                     self._spooled[event.leases[place]] = _Spooled(work, index, attempt, single)
@@ -511,13 +491,3 @@ class WorkerCore:
         assert all(self.settings.first_serial <= serial < self._serial for serial in serials), "a serial is made up"
         assert not (self.stopping and self._queue.count), "a stopping worker holds waiting leases"
         assert not self._effects, "effects were left behind"
-
-
-def _row(event: AttemptsEnded, place: int) -> AttemptsEnded:
-    """One attempt of an event, as an event."""
-    row = AttemptsEnded(event.slot, [event.leases[place]], [event.ended[place]])
-    for name in ("reasons", "exit_codes", "signals", "started", "cpu_s", "memory_bytes", "stderr", "results"):
-        column = getattr(event, name)
-        if column:
-            setattr(row, name, [column[place]])
-    return row

@@ -10,12 +10,25 @@ from districomp.messages import Assign, JobSpec
 from districomp.model import Item
 from districomp.taskdef import Definition
 
+RUNNERS: Final = ("command", "stream")
 PIPELINE_MAX: Final = 512
 """The most attempts that a `stream` slot has in hand."""
 PIPELINE_S: Final = 0.02
 """How much work of one job a `stream` slot has in hand: what cannot be recalled or go to another slot."""
 _MEMORY: Final = 0.8
 """Weight of the past in a job's mean attempt time."""
+
+
+def problem(definition: Definition | None, isolation: tuple[str, ...]) -> str:
+    """Why tasks of a definition cannot run here, as a sentence; '' if they can. None: it could not be decoded."""
+    if definition is None:
+        return "This worker does not understand the definition: it is of another version of districomp."
+    if definition.runner not in RUNNERS:
+        return f"This worker has no runner {definition.runner!r}."
+    for level in definition.isolation:
+        if level not in isolation:
+            return f"The definition asks for isolation {level!r}; this worker has {', '.join(isolation)}."
+    return ""
 
 
 class Work:

@@ -1,9 +1,9 @@
-"""Attempts that ended, collected in columns and cut into Reports messages. Pure."""
+"""What is told to the coordinator in columns: attempts that ended as Reports, leases held as Inventory. Pure."""
 
 from itertools import accumulate
 from typing import Any, Final
 
-from districomp.messages import BATCH_BYTES, BATCH_TASKS, Reports
+from districomp.messages import BATCH_BYTES, BATCH_TASKS, Inventory, Reports
 from districomp.model import Blob, Payload
 from dworker.events import AttemptsEnded
 
@@ -20,6 +20,9 @@ _DEFAULTS: Final[tuple[tuple[str, Any], ...]] = (
 )
 _ROW_BYTES: Final = 64
 """What a row costs in a frame besides its result and standard error, generously."""
+
+HeldRow = tuple[int, int, int, float | None]
+"""Lease, index, attempt, and when it started by the coordinator's clock."""
 
 
 class Rows:
@@ -88,3 +91,23 @@ class Rows:
 def _row_bytes(result: Payload | None, stderr: bytes) -> int:
     inline = 0 if result is None or isinstance(result, Blob) else len(result)
     return _ROW_BYTES + inline + len(stderr)
+
+
+def inventories(held: dict[int, list[HeldRow]]) -> list[Inventory]:
+    """Messages that name all these, by job. The last one is an empty one, so that there always is one."""
+    messages = []
+    for job, rows in held.items():
+        for first in range(0, len(rows), BATCH_TASKS):
+            leases, indexes, attempts, started = map(list, zip(*rows[first : first + BATCH_TASKS], strict=True))
+            messages.append(Inventory(job, leases, indexes, attempts, started, last=False))
+    return [*messages, Inventory(0, [], [], [], [], last=True)]
+
+
+def one_row(event: AttemptsEnded, place: int) -> AttemptsEnded:
+    """One attempt of an event, as an event."""
+    row = AttemptsEnded(event.slot, [event.leases[place]], [event.ended[place]])
+    for name, _ in _DEFAULTS:
+        column = getattr(event, name)
+        if column:
+            setattr(row, name, [column[place]])
+    return row

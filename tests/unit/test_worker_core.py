@@ -223,6 +223,7 @@ def test_tasks_run_and_start_while_the_coordinator_is_away(joined: Lab) -> None:
     assert joined.sent == []
     joined.wait(1000)
     joined.feed(Connected(Welcome(1, "c1", "lab", 2, LEASE_S, "", 5000.0), joined.now), _ended(second, joined.now))
+    assert isinstance(joined.sent[0], Reports), "what it reported before comes first"
     inventory = [message for message in joined.sent if isinstance(message, Inventory)]
     assert [message.leases for message in inventory] == [[3, 2], []]
     assert [message.leases for message in joined.sent if isinstance(message, Reports)] == [[1], [2]]

@@ -1,0 +1,216 @@
+"""What the worker fetches and brings: bundles, laid out once; large items; large results.
+
+Owns `bundles/` and `items/` of the worker's folder, and when a request is tried again. Must not know
+what runs.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import msgspec
+
+from districomp.model import Blob, task_text
+from districomp.taskdef import BundleFile
+from dworker.runners.folders import Folders, remove_tree
+
+if TYPE_CHECKING:
+    from dworker.fetch import DataPort
+
+log = logging.getLogger(__name__)
+
+THREADS: Final = 4
+FETCH_S: Final = 30.0
+"""A download is tried again for so long; then the attempt is handed back."""
+RETRY_FIRST_S: Final = 0.1
+RETRY_MAX_S: Final = 5.0
+BUNDLE_FILES_MAX: Final = 10_000
+BUNDLE_BYTES_MAX: Final = 1024**3
+MANIFEST_BYTES_MAX: Final = 8 * 1024 * 1024
+
+T = TypeVar("T")
+
+
+class CacheError(Exception):
+    """A payload cannot be had; a sentence."""
+
+
+class Bundle(msgspec.Struct, frozen=True):
+    """A bundle on this disk: its folder, and its top-level entries."""
+
+    folder: Path
+    entries: list[str]
+
+
+class Cache:
+    """One for the daemon; to be made in a running event loop."""
+
+    def __init__(self, root: Path) -> None:
+        self._bundles = root / "bundles"
+        self._bundles.mkdir(mode=0o755, parents=True, exist_ok=True)
+        self._executor = ThreadPoolExecutor(THREADS, "data")
+        self._items = Folders(root / "items", self._executor).make(None, [])
+        self._item_next = 0
+        self._ready: dict[str, Bundle] = {}
+        self._laying: dict[str, asyncio.Task[Bundle]] = {}
+        self._uploads: dict[int, asyncio.Task[None]] = {}
+        self._moved = asyncio.Event()
+        self._port: DataPort | None = None
+        self._url = ""
+
+    def use(self, url: str) -> None:
+        """Where the data port is from now on; what waits to be tried again is tried at once."""
+        self._url = url
+        if self._port is not None:
+            self._port.url = url
+        self._moved.set()
+        self._moved = asyncio.Event()
+
+    @property
+    def port(self) -> "DataPort":
+        """The data port; http.client is loaded when the first payload needs it."""
+        if self._port is None:
+            from dworker.fetch import DataPort
+
+            self._port = DataPort()
+            self._port.url = self._url
+        return self._port
+
+    # ---- bundles ----
+
+    def bundle(self, digest: str) -> Bundle | None:
+        """A bundle that is laid out already."""
+        return self._ready.get(digest)
+
+    async def lay_out(self, digest: str) -> Bundle:
+        """Lay a bundle out, once however many ask. CacheError."""
+        task = self._laying.get(digest)
+        if task is None:
+            task = self._laying[digest] = asyncio.create_task(self._lay_out(digest))
+            task.add_done_callback(lambda task: self._laid(digest, task))
+        return await asyncio.shield(task)
+
+    async def _lay_out(self, digest: str) -> Bundle:
+        folder = self._bundles / digest
+        if not (len(digest) == 64 and digest.isalnum()):
+            raise CacheError(f"The bundle's digest {digest[:80]!r} is not a SHA-256.")
+        if not await self._run(folder.is_dir):
+            await self._fetch(lambda: self._download_bundle(digest, folder), f"bundle {digest[:12]}")
+        entries = await self._run(lambda: sorted(entry.name for entry in folder.iterdir()))
+        bundle = self._ready[digest] = Bundle(folder, entries)
+        return bundle
+
+    def _laid(self, digest: str, task: "asyncio.Task[Bundle]") -> None:
+        del self._laying[digest]
+        if not task.cancelled():
+            task.exception()  # whoever asked may be gone
+
+    def _download_bundle(self, digest: str, folder: Path) -> None:
+        """In a thread: manifest, then each file, into a temporary folder that gets its name when all is there."""
+        body = self.port.read(f"/blobs/{digest}", digest, MANIFEST_BYTES_MAX)
+        files = read_manifest(body)
+        unfinished = folder.with_name(f"{digest}.new")
+        remove_tree(str(unfinished))
+        unfinished.mkdir(mode=0o755)
+        for file in files:
+            target = unfinished / file.path
+            target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            self.port.download(f"/blobs/{file.sha256}", target, file.sha256, file.size)
+            target.chmod(0o555 if file.mode & 0o111 else 0o444)
+        for path in sorted(unfinished.rglob("*"), reverse=True):
+            if path.is_dir():
+                path.chmod(0o555)
+        unfinished.rename(folder)
+
+    # ---- items and results ----
+
+    async def item(self, job: int, index: int, blob: Blob) -> Path:
+        """A large item, as a file that the caller removes. CacheError."""
+        self._item_next += 1
+        target = Path(self._items) / str(self._item_next)
+        path = f"/tasks/{task_text(job, index)}"
+        await self._fetch(lambda: self.port.download(path, target, blob.sha256.hex(), blob.size), f"the data of {path}")
+        return target
+
+    def upload(self, lease: int, path: Path, blob: Blob, done: Callable[[int], None]) -> None:
+        """Bring a result to the data port, for as long as it takes; then `done(lease)`."""
+        task = asyncio.create_task(self._upload(path, blob))
+        self._uploads[lease] = task
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._uploads.pop(lease, None)
+            if not task.cancelled():
+                task.result()
+                done(lease)
+
+        task.add_done_callback(ended)
+
+    def give_up(self, leases: list[int]) -> None:
+        """End these uploads, if they are still under way."""
+        for lease in leases:
+            task = self._uploads.pop(lease, None)
+            if task is not None:
+                task.cancel()
+
+    async def _upload(self, path: Path, blob: Blob) -> None:
+        target = f"/blobs/{blob.sha256.hex()}"
+        await self._repeat(lambda: self.port.upload(target, path, blob.size), None, "the upload of a result")
+
+    def close(self) -> None:
+        """Let the threads end."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    async def _fetch(self, work: Callable[[], None], what: str) -> None:
+        from dworker.fetch import FetchError
+
+        try:
+            await self._repeat(work, FETCH_S, what)
+        except (FetchError, OSError) as error:
+            raise CacheError(f"This worker could not fetch {what}: {error}.") from error
+
+    async def _repeat(self, work: Callable[[], T], give_up_s: float | None, what: str) -> T:
+        """Run it in a thread until it succeeds; FetchError only with `give_up_s`, when that is over or there is no hope."""
+        from dworker.fetch import FetchError
+
+        end = None if give_up_s is None else time.monotonic() + give_up_s
+        wait_s = RETRY_FIRST_S
+        while True:
+            try:
+                return await self._run(work)
+            except FetchError as error:
+                if end is not None and (error.final or time.monotonic() >= end):
+                    raise
+                log.debug("%s failed: %s; trying again", what, error)
+            moved = self._moved
+            try:
+                await asyncio.wait_for(moved.wait(), random.uniform(0.5, 1) * wait_s)
+            except TimeoutError:
+                wait_s = min(2 * wait_s, RETRY_MAX_S)
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+
+
+def read_manifest(body: bytes) -> list[BundleFile]:
+    """A bundle's manifest, checked: nothing in it may lead out of the bundle's folder. CacheError."""
+    try:
+        files = msgspec.msgpack.decode(body, type=list[BundleFile])
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise CacheError(f"The bundle's manifest is not one: {error}.") from error
+    if len(files) > BUNDLE_FILES_MAX or sum(file.size for file in files) > BUNDLE_BYTES_MAX:
+        raise CacheError("The bundle has more than 10,000 files or 1 GiB.")
+    for file in files:
+        path = PurePosixPath(file.path)
+        clean = str(path) == file.path and "\0" not in file.path and not path.is_absolute()
+        if not clean or not path.parts or ".." in path.parts or file.path == "." or file.size < 0:
+            raise CacheError(f"The bundle's manifest has a path that is not allowed: {file.path[:80]!r}.")
+        if len(file.sha256) != 64 or not file.sha256.isalnum():
+            raise CacheError(f"The bundle's manifest has a digest that is none, of {file.path[:80]!r}.")
+    if len({file.path for file in files}) != len(files):
+        raise CacheError("The bundle's manifest names a file twice.")
+    return files

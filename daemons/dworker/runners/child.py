@@ -1,0 +1,389 @@
+"""One process of a `stream` definition: started when there is work, fed, heard, ended, started anew.
+
+Owns the process' pipes and the attempts that it has in hand. `started` of an attempt is when the one
+before it was answered. Must not know which slots and definitions there are.
+"""
+
+import asyncio
+import hashlib
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, NamedTuple
+
+from districomp.model import INLINE_BYTES_MAX, Blob
+from districomp.taskdef import Definition
+from dworker.cache import CacheError
+from dworker.events import AttemptsEnded
+from dworker.runners import environment
+from dworker.runners.framing import Framing, FramingError, Json, Lines, Waiting
+from dworker.runners.host import KILL_S, Host
+from dworker.runners.output import READ_BYTES, Tail, open_pipe
+from dworker.runners.spawn import Ending, Exit, NotStarted, Request
+
+DRAIN_READS: Final = 64
+"""What a dead process left in its pipe is less than this many reads; an heir that goes on writing is not waited for."""
+
+DEAF_S: Final = 1.0
+"""A process that has closed its standard input has so long to end by itself."""
+
+
+class Launch(NamedTuple):
+    """What to start a process with."""
+
+    folder: str
+    entries: list[str]
+    program: str
+    argv: list[str]
+    env: dict[str, str]
+
+
+class Child:
+    """A process, or the place of one. `used_at`: when it was last given something."""
+
+    def __init__(
+        self,
+        host: Host,
+        slot: int,
+        definition: Definition,
+        prepare: Callable[[], Awaitable[Launch]],
+        params: dict[str, Any],
+    ) -> None:
+        self._host = host
+        self._slot = slot
+        self._definition = definition
+        self._prepare = prepare
+        self._params = params
+        self.used_at = host.now()
+        self._hand: dict[int, Waiting] = {}  # given to the process, oldest first
+        self._queue: list[Waiting] = []  # for its successor, or until it is started
+        self._stops: dict[int, str] = {}  # lease -> reason: end the process for these
+        self._verdict: tuple[str, str] | None = None  # reason and sentence for the oldest in hand
+        self._accused = ""  # what a process said that nobody had asked; the next attempt pays for it
+        self._since = 0.0
+        self._answered = False
+        self._retired = False
+        self._launch: Launch | None = None
+        self._starting: asyncio.Task[None] | None = None
+        self._key = 0
+        self._framing: Framing = self._new_framing()
+        self._stdin = self._stdout = -1
+        self._errors: Tail | None = None
+        self._unsent = bytearray()
+        self._writing = False
+        self._clock: asyncio.TimerHandle | None = None
+        self._killer: asyncio.TimerHandle | None = None
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it has nothing to do."""
+        return not (self._hand or self._queue or self._starting)
+
+    def give(self, batch: list[Waiting]) -> None:
+        """More attempts for this process."""
+        self.used_at = self._host.now()
+        if self._accused:
+            why, self._accused = self._accused, ""
+            self._tell([batch[0].lease], reasons=["output_invalid"], stderr=[why.encode()])
+            batch = batch[1:]
+        refused = [(waiting, why) for waiting in batch if (why := self._framing.refusal(waiting))]
+        if refused:
+            batch = [waiting for waiting in batch if not self._framing.refusal(waiting)]
+            why_not = [why.encode() for _, why in refused]
+            self._tell(
+                [waiting.lease for waiting, _ in refused], reasons=["not_started"] * len(refused), stderr=why_not
+            )
+        if not batch:
+            return
+        if self._key and not self._is_ending:
+            self._write(batch)
+        else:
+            self._queue += batch
+            self._start()
+
+    def stop(self, leases: list[int], reason: str) -> None:
+        """End these attempts; the process dies for those that it has already, and others in its hand go on in the next."""
+        waiting = {one.lease for one in self._queue}
+        dropped = [lease for lease in leases if lease in waiting]
+        if dropped:
+            self._queue = [one for one in self._queue if one.lease not in dropped]
+            self._tell(dropped, reasons=[reason] * len(dropped))
+        given = [lease for lease in leases if lease in self._hand]
+        if given:
+            self._stops.update(dict.fromkeys(given, reason))
+            self._end()
+
+    def retire(self) -> None:
+        """Nobody needs it any more: its input ends, and it is killed if that is not enough."""
+        self._retired = True
+        if self._key:
+            self._close_stdin()
+            self._killer = self._host.loop.call_later(KILL_S, self._kill, signal.SIGKILL)
+
+    # ---- start and end ----
+
+    @property
+    def _is_ending(self) -> bool:
+        return bool(self._stops) or self._verdict is not None or self._stdin < 0
+
+    def _new_framing(self) -> Framing:
+        limit = self._definition.limits.result_bytes
+        return Lines(limit) if self._definition.format == "lines" else Json(limit, self._params)
+
+    def _start(self) -> None:
+        if self._starting is None and not self._key:
+            self._starting = self._host.loop.create_task(self._run())
+
+    async def _run(self) -> None:
+        try:
+            launch = self._launch = await self._prepare()
+            fds = _open_pipes()
+        except (CacheError, OSError) as error:
+            self._starting = None
+            self._give_up(str(error))
+            return
+        self._starting = None
+        stdin, self._stdin, stdout, stdout_theirs, stderr, stderr_theirs = fds
+        self._stdout = stdout
+        self._errors = Tail(self._host.loop, stderr)
+        self._framing = self._new_framing()
+        self._answered = False
+        request = Request(launch.folder, launch.program, launch.argv, launch.env, (stdin, stdout_theirs, stderr_theirs))
+        self._key = self._host.start(request, self._ended)
+        self._host.loop.add_reader(stdout, self._readable)
+        self._errors.watch()
+        batch, self._queue = self._queue, []
+        if batch:
+            self._write(batch)
+
+    def _give_up(self, why: str) -> None:
+        """No process can be had: all that wait for one fail."""
+        batch, self._queue = self._queue, []
+        if batch:
+            reasons, words = ["not_started"] * len(batch), [why.encode()] * len(batch)
+            self._tell([waiting.lease for waiting in batch], reasons=reasons, stderr=words)
+
+    def _end(self) -> None:
+        """TERM, KILL later. What it still answers counts."""
+        if self._key and self._killer is None:
+            self._kill(signal.SIGTERM)
+            self._killer = self._host.loop.call_later(KILL_S, self._kill, signal.SIGKILL)
+
+    def _kill(self, number: int) -> None:
+        if self._key:
+            self._host.kill(self._key, number)
+
+    def _ended(self, ending: Ending) -> None:
+        """The process is gone: take its last answers, blame one attempt if it must be, give the others to the next."""
+        for _ in range(DRAIN_READS):
+            if self._stdout < 0 or not self._readable():
+                break
+        assert self._errors is not None
+        self._errors.drain()
+        self._key = 0
+        self._close_stdin()
+        self._close_stdout()
+        for timer in (self._clock, self._killer):
+            if timer is not None:
+                timer.cancel()
+        self._clock = self._killer = None
+        self._unsent.clear()
+        if self._launch is not None:
+            self._host.folders.remove(self._launch.folder, self._launch.entries)
+        if isinstance(ending, NotStarted):
+            self._queue = [*self._hand.values(), *self._queue]
+            self._hand.clear()
+            self._give_up(environment.why_not_started(ending.errno, ending.text, self._definition.argv[0]))
+        else:
+            self._blame(ending)
+        self._stops.clear()
+        self._verdict = None
+        self._queue = [*self._hand.values(), *self._queue]
+        self._hand.clear()
+        if self._queue and not self._retired:
+            self._start()
+
+    def _blame(self, ending: Exit | Any) -> None:
+        """Fail what was to be stopped, and else the oldest in hand, if the end was not in good order."""
+        assert self._errors is not None
+        tail = self._errors.text()
+        stopped = [lease for lease in self._hand if lease in self._stops]
+        if stopped:
+            self._tell(stopped, reasons=[self._stops[lease] for lease in stopped])
+        for lease in stopped:
+            del self._hand[lease]
+        if not self._hand or (stopped and self._verdict is None):
+            return
+        head = next(iter(self._hand))
+        columns: dict[str, list[Any]] = {"stderr": [tail]}
+        if isinstance(ending, Exit):
+            code = os.waitstatus_to_exitcode(ending.status)
+            if self._verdict is None and code == 0 and self._answered:
+                return
+            columns["exit_codes"], columns["signals"] = [code if code >= 0 else None], [-code if code < 0 else None]
+            reason, why = self._verdict or (("signal", "") if code < 0 else ("exit", ""))
+            if code == 0 and self._verdict is None:
+                reason, why = "output_invalid", "The program ended without an answer."
+        else:
+            reason, why = self._verdict or ("worker_stopped", "")
+        columns["reasons"] = [reason]
+        if why:
+            columns["stderr"] = [(tail + b"\n" if tail else b"") + why.encode()]
+        del self._hand[head]
+        self._tell([head], started=[self._since], **columns)
+
+    # ---- in and out ----
+
+    def _write(self, batch: list[Waiting]) -> None:
+        if not self._hand:
+            self._since = self._host.now()
+            self._arm()
+        for waiting in batch:
+            self._hand[waiting.lease] = waiting
+        self._unsent += self._framing.encode(batch)
+        if not self._writing:
+            self._writable()
+
+    def _writable(self) -> None:
+        try:
+            while self._unsent:
+                del self._unsent[: os.write(self._stdin, memoryview(self._unsent)[:READ_BYTES])]
+        except BlockingIOError:
+            if not self._writing:
+                self._writing = True
+                self._host.loop.add_writer(self._stdin, self._writable)
+            return
+        except OSError:
+            # It reads no more, so what it does not answer soon it never will.
+            self._close_stdin()
+            key = self._key
+            self._host.loop.call_later(DEAF_S, lambda: self._end() if self._key == key else None)
+            return
+        self._stop_writing()
+
+    def _readable(self) -> bool:
+        try:
+            data = os.read(self._stdout, READ_BYTES)
+        except BlockingIOError:
+            return False
+        if not data:
+            self._close_stdout()
+            if self._key and not self._is_ending and self._hand:
+                self._verdict = "output_invalid", "The program closed its standard output before it had answered."
+            self._end()
+            return False
+        if self._verdict is not None:
+            return True  # too late, or it cannot be trusted any more
+        try:
+            leases, results, failures = self._framing.receive(data)
+        except FramingError as error:
+            if self._hand:
+                self._verdict = error.reason, str(error)
+            else:
+                self._accused = str(error)
+                self._close_stdin()
+            self._end()
+            return True
+        if leases:
+            self._succeed(leases, results)
+        for answer in failures:
+            del self._hand[answer.lease]
+            code: list[int | None] = [1] if answer.reason == "exit" else []
+            self._tell(
+                [answer.lease], reasons=[answer.reason], exit_codes=code, stderr=[answer.why], started=[self._since]
+            )
+        return True
+
+    def _succeed(self, leases: list[int], results: list[bytes]) -> None:
+        self._answered = True
+        for lease in leases:
+            del self._hand[lease]
+        now = self._host.now()
+        started: list[float | None] = [now] * len(leases)
+        started[0] = self._since
+        self._since = now
+        event = AttemptsEnded(self._slot, leases, [now] * len(leases), started=started, results=list(results))
+        if sum(map(len, results)) > INLINE_BYTES_MAX:
+            self._spool(event)
+        self._host.post(event)
+
+    def _spool(self, event: AttemptsEnded) -> None:
+        """Put the large results of these into the spool."""
+        for place, (lease, result) in enumerate(zip(event.leases, event.results, strict=True)):
+            if not isinstance(result, bytes) or len(result) <= INLINE_BYTES_MAX:
+                continue
+            path = self._host.spool_path()
+            try:
+                path.write_bytes(result)
+            except OSError as error:
+                path.unlink(missing_ok=True)
+                event.reasons = event.reasons or ["done"] * len(event.leases)
+                event.stderr = event.stderr or [b""] * len(event.leases)
+                event.reasons[place], event.results[place] = "disk", None
+                event.stderr[place] = f"The result could not be kept on this worker: {error.strerror}.".encode()
+            else:
+                self._host.spooled[lease] = path
+                event.results[place] = Blob(hashlib.sha256(result).digest(), len(result))
+
+    def _tell(self, leases: list[int], **columns: Any) -> None:
+        now = self._host.now()
+        if "started" in columns:
+            self._since = now
+        self._host.post(AttemptsEnded(self._slot, leases, [now] * len(leases), **columns))
+
+    # ---- the head's time ----
+
+    def _arm(self) -> None:
+        limit = self._definition.limits.time_s
+        if limit is not None and self._clock is None:
+            self._clock = self._host.loop.call_at(
+                self._host.loop.time() + max(0.0, self._since + limit - self._host.now()), self._check_time
+            )
+
+    def _check_time(self) -> None:
+        """The timer went off: the head may be another one by now, then it is set anew."""
+        self._clock = None
+        limit = self._definition.limits.time_s
+        if not self._hand or limit is None:
+            return
+        if self._host.now() >= self._since + limit:
+            if not self._is_ending:
+                self._verdict = "timeout", ""
+                self._end()
+        else:
+            self._arm()
+
+    # ---- pipes ----
+
+    def _stop_writing(self) -> None:
+        if self._writing:
+            self._writing = False
+            self._host.loop.remove_writer(self._stdin)
+
+    def _close_stdin(self) -> None:
+        if self._stdin >= 0:
+            self._stop_writing()
+            os.close(self._stdin)
+            self._stdin = -1
+
+    def _close_stdout(self) -> None:
+        if self._stdout >= 0:
+            self._host.loop.remove_reader(self._stdout)
+            os.close(self._stdout)
+            self._stdout = -1
+
+
+def _open_pipes() -> tuple[int, int, int, int, int, int]:
+    """Standard input, theirs and ours; output, ours and theirs; error, ours and theirs. OSError leaves none open."""
+    opened: list[int] = []
+    try:
+        opened += os.pipe()
+        os.set_blocking(opened[1], False)
+        opened += open_pipe()
+        opened += open_pipe()
+    except OSError:
+        for fd in opened:
+            os.close(fd)
+        raise
+    stdin, stdin_ours, stdout, stdout_theirs, stderr, stderr_theirs = opened
+    return stdin, stdin_ours, stdout, stdout_theirs, stderr, stderr_theirs

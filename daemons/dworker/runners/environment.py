@@ -1,0 +1,90 @@
+"""What a task's process finds: its environment variables and its program. Owns nothing of how it runs."""
+
+import errno
+import os
+import time
+from collections.abc import Mapping
+from typing import Final
+
+from districomp.model import Blob, Item
+from districomp.taskdef import ItemError, item_text
+
+ITEM_BYTES_MAX: Final = 4096
+"""A longer item has no DISTRICOMP_ITEM: half of it would be worse than none."""
+_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_FOUND_S: Final = 10.0
+_FOUND_MAX: Final = 1000
+
+
+def base(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """All that a task gets of the daemon's environment."""
+    return {"PATH": environ.get("PATH") or _PATH, "LANG": environ.get("LANG") or "C.UTF-8"}
+
+
+def variables(base_env: Mapping[str, str], folder: str, definition_env: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a process that runs in `folder`."""
+    return {**base_env, "HOME": folder, "TMPDIR": folder, **definition_env}
+
+
+def task_variables(job: int, index: int, attempt: int, item: Item | None) -> dict[str, str]:
+    """What tells a process which task it is."""
+    env = {
+        "DISTRICOMP_TASK": f"{job}.{index}",
+        "DISTRICOMP_JOB": str(job),
+        "DISTRICOMP_INDEX": str(index),
+        "DISTRICOMP_ATTEMPT": str(attempt),
+    }
+    if item is not None and not isinstance(item, Blob) and (not isinstance(item, bytes) or len(item) <= ITEM_BYTES_MAX):
+        try:
+            text = item_text(item)
+        except ItemError:
+            return env
+        if len(text.encode("utf-8", "surrogateescape")) <= ITEM_BYTES_MAX:
+            env["DISTRICOMP_ITEM"] = text
+    return env
+
+
+class Programs:
+    """Finds programs along a PATH, and remembers for a few seconds what it found."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[str, str], tuple[float, str]] = {}
+
+    def find(self, name: str, path: str, folder: str) -> str:
+        """The path to execute for `name` in `folder`; '' if there is none. A name with a slash is one already."""
+        if "/" in name:
+            return name
+        known = self._found.get((name, path))
+        now = time.monotonic()
+        if known is not None and now < known[0]:
+            return known[1]
+        found = ""
+        for entry in path.split(os.pathsep):
+            candidate = os.path.join(folder, entry or ".", name)  # noqa: PTH118 -- an absolute entry replaces the folder
+            if os.access(candidate, os.X_OK) and not os.path.isdir(candidate):  # noqa: PTH112 -- cheap
+                found = candidate
+                break
+        if found and not found.startswith(folder):
+            if len(self._found) >= _FOUND_MAX:
+                self._found.clear()
+            self._found[name, path] = (now + _FOUND_S, found)
+        return found
+
+
+def why_not_started(number: int, text: str, program: str) -> str:
+    """A sentence for a process that the system refused to start."""
+    match number:
+        case errno.ENOENT:
+            return f"The program {program!r} does not exist here, or the interpreter named in its first line does not."
+        case errno.EACCES | errno.EPERM | errno.EISDIR:
+            return f"The program {program!r} is not executable; check its permission bits."
+        case errno.ENOEXEC:
+            return f"The program {program!r} is neither a program of this kind of machine nor a script with a #! line."
+        case errno.E2BIG:
+            return "The arguments and the environment are too long for this system; give large data on standard input."
+    return f"The program {program!r} could not be started: {text}"
+
+
+def not_installed(name: str, path: str) -> str:
+    """A sentence for a program that no folder of PATH has."""
+    return f"The program {name!r} is not installed on this worker; it is in none of {path}."

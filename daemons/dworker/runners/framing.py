@@ -1,0 +1,215 @@
+"""The two formats of a `stream` program: items to bytes, bytes to answers. Sans-I/O; bounded memory.
+
+`lines`: the item without its newline in, one line out, in order. `json`: objects, answers in any order.
+"""
+
+import base64
+import binascii
+from typing import Final, NamedTuple, Protocol
+
+import msgspec
+
+from districomp.model import task_text
+
+LINE_BYTES_MAX: Final = 64 * 1024 * 1024
+"""An answer is held in memory until its newline; a longer one is refused."""
+
+
+class Waiting(msgspec.Struct, frozen=True, gc=False):
+    """An attempt that is given to a process: its lease, its task, the item's bytes."""
+
+    lease: int
+    job: int
+    index: int
+    data: bytes
+
+
+class Answer(NamedTuple):
+    """What a program said about one attempt: a result, or a failure with its reason and a sentence or the program's words."""
+
+    lease: int
+    result: bytes
+    reason: str = ""
+    why: bytes = b""
+
+
+class FramingError(Exception):
+    """The program said something that cannot be an answer; a sentence. It cannot be trusted any further."""
+
+    def __init__(self, text: str, reason: str = "output_invalid") -> None:
+        super().__init__(text)
+        self.reason = reason
+
+
+class Framing(Protocol):
+    """One process' conversation."""
+
+    def refusal(self, waiting: Waiting) -> str:
+        """Why an item cannot be put into this format, as a sentence; '' if it can."""
+
+    def encode(self, batch: list[Waiting]) -> bytes:
+        """The bytes to write for these; they wait for their answers from now on."""
+
+    def receive(self, data: bytes) -> tuple[list[int], list[bytes], list[Answer]]:
+        """Leases and results that succeeded, and the failures. FramingError: all before it is lost, end the process."""
+
+
+class _Splitter:
+    """Bytes to lines, with a bound on a line."""
+
+    def __init__(self, bytes_max: int | None) -> None:
+        self._partial = bytearray()
+        self._bytes_max = min(LINE_BYTES_MAX, LINE_BYTES_MAX if bytes_max is None else bytes_max)
+
+    def split(self, data: bytes) -> list[bytes]:
+        """The lines that `data` completes."""
+        end = data.rfind(b"\n")
+        if end < 0:
+            self._partial += data
+            self._check(len(self._partial))
+            return []
+        if self._partial:
+            self._partial += data[:end]
+            lines = bytes(self._partial).split(b"\n")
+            self._partial.clear()
+        else:
+            lines = data[:end].split(b"\n")
+        self._partial += data[end + 1 :]
+        self._check(len(self._partial))
+        # Only what a chunk completes can be long: the rest of the lines are within the chunk.
+        self._check(max(map(len, lines)))
+        return lines
+
+    def _check(self, size: int) -> None:
+        if size > self._bytes_max:
+            raise FramingError(f"An answer has more than {self._bytes_max:,} bytes.", "result_too_large")
+
+
+class Lines:
+    """`format: lines`."""
+
+    def __init__(self, bytes_max: int | None) -> None:
+        self._splitter = _Splitter(bytes_max)
+        self._unanswered: list[int] = []
+        self._first = 0
+
+    def refusal(self, waiting: Waiting) -> str:
+        """See Framing."""
+        return "The item has a newline, and the definition's format is lines." if b"\n" in waiting.data else ""
+
+    def encode(self, batch: list[Waiting]) -> bytes:
+        """See Framing."""
+        self._unanswered += [waiting.lease for waiting in batch]
+        return b"\n".join([waiting.data for waiting in batch]) + b"\n"
+
+    def receive(self, data: bytes) -> tuple[list[int], list[bytes], list[Answer]]:
+        """See Framing."""
+        lines = self._splitter.split(data)
+        last = self._first + len(lines)
+        if last > len(self._unanswered):
+            surplus = lines[len(self._unanswered) - self._first]
+            raise FramingError(
+                f"The program wrote a line that answers no item: {_show(surplus)}. One line out for each in."
+            )
+        leases = self._unanswered[self._first : last]
+        self._first = last
+        if last > 1024 or last == len(self._unanswered):
+            del self._unanswered[:last]
+            self._first = 0
+        return leases, lines, []
+
+
+class _JsonAnswer(msgspec.Struct):
+    """A line of `format: json`."""
+
+    id: str
+    result: str | msgspec.UnsetType = msgspec.UNSET
+    result_base64: str | msgspec.UnsetType = msgspec.UNSET
+    error: str | msgspec.UnsetType = msgspec.UNSET
+
+
+_json_decoder = msgspec.json.Decoder(_JsonAnswer)
+
+
+class Json:
+    """`format: json`. The id is the task's, `JOB.INDEX`."""
+
+    def __init__(self, bytes_max: int | None, params: dict[str, object]) -> None:
+        # base64 and escapes take room: six bytes for one at the most.
+        self._splitter = _Splitter(None if bytes_max is None else 6 * bytes_max + 1024)
+        self._bytes_max = bytes_max
+        self._params = msgspec.Raw(msgspec.json.encode(params))
+        self._unanswered: dict[str, int] = {}
+
+    def refusal(self, waiting: Waiting) -> str:
+        """See Framing."""
+        return ""
+
+    def encode(self, batch: list[Waiting]) -> bytes:
+        """See Framing."""
+        lines = []
+        for waiting in batch:
+            name = task_text(waiting.job, waiting.index)
+            self._unanswered[name] = waiting.lease
+            fields: dict[str, object] = {"id": name}
+            try:
+                fields["item"] = waiting.data.decode("utf-8")
+            except UnicodeDecodeError:
+                fields["item_base64"] = base64.b64encode(waiting.data).decode()
+            fields["params"] = self._params
+            lines.append(msgspec.json.encode(fields))
+        return b"\n".join(lines) + b"\n"
+
+    def receive(self, data: bytes) -> tuple[list[int], list[bytes], list[Answer]]:
+        """See Framing."""
+        leases: list[int] = []
+        results: list[bytes] = []
+        failures: list[Answer] = []
+        for line in self._splitter.split(data):
+            try:
+                answer = _json_decoder.decode(line)
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+                raise FramingError(
+                    f"The program wrote a line that is not an answer: {error}: {_show(line)}."
+                ) from error
+            lease = self._unanswered.pop(answer.id, None)
+            if lease is None:
+                raise FramingError(
+                    f"The program answered the id {answer.id[:80]!r}, which it was not asked or has answered before."
+                )
+            said = self._judge(lease, answer)
+            if said.reason:
+                failures.append(said)
+            else:
+                leases.append(lease)
+                results.append(said.result)
+        return leases, results, failures
+
+    def _judge(self, lease: int, answer: _JsonAnswer) -> Answer:
+        given = [value for value in (answer.result, answer.result_base64, answer.error) if isinstance(value, str)]
+        if len(given) != 1:
+            return Answer(
+                lease, b"", "output_invalid", b"The answer has not exactly one of result, result_base64, error."
+            )
+        text = given[0]
+        if text is answer.error:
+            return Answer(lease, b"", "exit", text.encode("utf-8", "replace"))
+        if text is answer.result:
+            result = text.encode("utf-8", "replace")
+        else:
+            try:
+                result = base64.b64decode(text, validate=True)
+            except (binascii.Error, ValueError):
+                return Answer(lease, b"", "output_invalid", b"The answer's result_base64 is not base64.")
+        if self._bytes_max is not None and len(result) > self._bytes_max:
+            return Answer(
+                lease,
+                b"",
+                "result_too_large",
+                f"The result has {len(result):,} bytes, {self._bytes_max:,} are allowed.".encode(),
+            )
+        return Answer(lease, result)
+
+
+def _show(line: bytes) -> str:
+    return ascii(line[:80].decode("utf-8", "replace")) + ("..." if len(line) > 80 else "")

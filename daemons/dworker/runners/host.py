@@ -1,0 +1,99 @@
+"""What the runners need of the daemon: processes, folders, programs, payloads, the way back to the core.
+
+Owns the descriptors and folders that all runners share. Must not know what a task's result means.
+"""
+
+import asyncio
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final
+
+from dworker.cache import Cache
+from dworker.events import Events
+from dworker.runners import environment
+from dworker.runners.folders import Folders
+from dworker.runners.spawn import Ending, Request, make_spawner
+
+KILL_S: Final = 10.0
+"""Between TERM and KILL."""
+
+
+class Host:
+    """One for all slots; to be made in a running event loop. `post` brings an event to the core."""
+
+    def __init__(self, root: Path, slots: int, cache: Cache, post: Callable[[Events], None]) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.cache = cache
+        self.post = post
+        self.programs = environment.Programs()
+        self.base_env = environment.base()
+        self.cleaners = ThreadPoolExecutor(1, "clean")
+        self.spoolers = ThreadPoolExecutor(slots, "spool")
+        self.folders = Folders(root / "run", self.cleaners)
+        self._spool = Folders(root / "spool", self.cleaners).make(None, [])
+        self._spool_next = 0
+        self.spooled: dict[int, Path] = {}
+        """lease -> the file of a result that is too large for a report."""
+        self._keys = 0
+        self._ends: dict[int, Callable[[Ending], None]] = {}
+        self._spawner = make_spawner(self._ended)
+
+    @staticmethod
+    def now() -> float:
+        """The core's clock."""
+        return time.monotonic()
+
+    def start(self, request: Request, on_end: Callable[[Ending], None]) -> int:
+        """Start a process; its key for `kill`. `on_end` is called once, never before this returns."""
+        self._keys += 1
+        self._ends[self._keys] = on_end
+        self._spawner.spawn(self._keys, request)
+        return self._keys
+
+    def kill(self, key: int, number: int) -> None:
+        """Signal a process' whole group."""
+        self._spawner.kill(key, number)
+
+    def spool_path(self) -> Path:
+        """A new name for a file of the spool."""
+        self._spool_next += 1
+        return Path(self._spool) / str(self._spool_next)
+
+    def discard(self, leases: list[int]) -> None:
+        """Remove these spooled results."""
+        for lease in leases:
+            path = self.spooled.pop(lease, None)
+            if path is not None:
+                path.unlink(missing_ok=True)
+
+    async def close(self) -> None:
+        """Kill what runs."""
+        await self._spawner.close()
+        self.spoolers.shutdown(wait=False, cancel_futures=True)
+        self.cleaners.shutdown(wait=False)
+
+    def _ended(self, key: int, ending: Ending) -> None:
+        self._ends.pop(key)(ending)
+
+
+def open_input(data: bytes | Path) -> int:
+    """A descriptor from which a process reads this: never a pipe, so that nobody waits for one who does not read."""
+    if isinstance(data, Path):
+        return os.open(data, os.O_RDONLY | os.O_CLOEXEC)
+    if not data:
+        return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    if hasattr(os, "memfd_create"):
+        fd = os.memfd_create("stdin")
+    else:
+        import tempfile
+
+        fd, name = tempfile.mkstemp()
+        Path(name).unlink()
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd

@@ -1,0 +1,194 @@
+"""What a process writes: standard output as a result, standard error's tail. Bounded memory, whatever it does.
+
+Owns the reading ends of two pipes. A result above the inline size goes to a file, read, hashed and
+written by a thread, so that a gigabyte of output never stands in the event loop's way.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import select
+import threading
+from collections.abc import Callable
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Final
+
+from districomp.model import INLINE_BYTES_MAX, STDERR_TAIL_BYTES, Blob
+
+READ_BYTES: Final = 256 * 1024
+_POLL_MS: Final = 50
+_SLACK: Final = 2 * STDERR_TAIL_BYTES
+
+
+def open_pipe() -> tuple[int, int]:
+    """A pipe's reading end, which never blocks, and its writing end."""
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    return reading, writing
+
+
+class Tail:
+    """The last 64 KiB that come out of a pipe. Reads only when told: `watch` from then on, or `drain` at the end."""
+
+    __slots__ = ("_bytes", "_fd", "_loop", "_watching")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, fd: int) -> None:
+        self._loop = loop
+        self._fd = fd
+        self._bytes = bytearray()
+        self._watching = False
+
+    def watch(self) -> None:
+        """Read as it comes."""
+        if self._fd >= 0 and not self._watching:
+            self._watching = True
+            self._loop.add_reader(self._fd, self._read)
+
+    def drain(self) -> None:
+        """Take what is there, up to a bound, and close: whoever still writes is not waited for."""
+        for _ in range(16):
+            if self._fd < 0 or not self._read():
+                break
+        self._close()
+
+    def text(self) -> bytes:
+        """The tail so far."""
+        return bytes(self._bytes[-STDERR_TAIL_BYTES:])
+
+    def _read(self) -> bool:
+        try:
+            data = os.read(self._fd, READ_BYTES)
+        except BlockingIOError:
+            return False
+        if not data:
+            self._close()
+            return False
+        self._bytes += data
+        if len(self._bytes) > _SLACK:
+            del self._bytes[:-STDERR_TAIL_BYTES]
+        return True
+
+    def _close(self) -> None:
+        if self._fd >= 0:
+            if self._watching:
+                self._loop.remove_reader(self._fd)
+            os.close(self._fd)
+            self._fd = -1
+
+
+class Output:
+    """A process' standard output. `path`: where a large result goes; `on_over` is called once when it passes `bytes_max`."""
+
+    __slots__ = (
+        "_executor", "_fd", "_head", "_loop", "_on_over", "_over", "_process_ended", "_spool", "_watching",
+        "bytes_max", "path",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        fd: int,
+        path: Path,
+        executor: Executor,
+        *,
+        bytes_max: int | None,
+        on_over: Callable[[], None],
+    ) -> None:
+        self._loop = loop
+        self._fd = fd
+        self.path = path
+        self._executor = executor
+        self._on_over = on_over
+        self._over = False
+        self._watching = False
+        self._head = bytearray()
+        self._spool: asyncio.Future[Blob] | None = None
+        self._process_ended = threading.Event()
+        self.bytes_max = bytes_max
+
+    def watch(self) -> None:
+        """Read as it comes."""
+        if self._fd >= 0 and not self._watching and self._spool is None:
+            self._watching = True
+            self._loop.add_reader(self._fd, self._read)
+
+    def finish(self) -> "bytes | asyncio.Future[Blob]":
+        """The process has ended: its result, or the promise of one that is in a file. Called once."""
+        self._process_ended.set()
+        while self._spool is None and self._fd >= 0 and self._read():
+            pass
+        if self._spool is not None:
+            return self._spool
+        self._close()
+        return bytes(self._head)
+
+    def discard(self) -> None:
+        """Nobody wants the file of a large result."""
+        if self._spool is not None:
+            self.path.unlink(missing_ok=True)
+
+    def _read(self) -> bool:
+        try:
+            data = os.read(self._fd, READ_BYTES)
+        except BlockingIOError:
+            return False
+        if not data:
+            self._close()
+            return False
+        self._head += data
+        if self.bytes_max is not None and len(self._head) > self.bytes_max:
+            self._exceed()
+        if len(self._head) > INLINE_BYTES_MAX:
+            self._unwatch()
+            fd, self._fd = self._fd, -1
+            self._spool = self._loop.run_in_executor(self._executor, self._spool_rest, fd)
+        return True
+
+    def _exceed(self) -> None:
+        if not self._over:
+            self._over = True
+            self._on_over()
+
+    def _spool_rest(self, fd: int) -> Blob:
+        """In a thread: the head and the rest into the file, until the end of the output or of the process."""
+        try:
+            with self.path.open("wb", buffering=0) as file:
+                digest = hashlib.sha256()
+                size, data = 0, bytes(self._head)
+                while data:
+                    size += len(data)
+                    if self.bytes_max is not None and size > self.bytes_max:
+                        with contextlib.suppress(RuntimeError):  # the loop is closed
+                            self._loop.call_soon_threadsafe(self._exceed)
+                    else:
+                        digest.update(data)
+                        file.write(data)
+                    data = self._wait_for_more(fd)
+            return Blob(digest.digest(), size)
+        finally:
+            os.close(fd)
+
+    def _wait_for_more(self, fd: int) -> bytes:
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        while True:
+            last = self._process_ended.is_set()
+            try:
+                return os.read(fd, READ_BYTES)
+            except BlockingIOError:
+                if last:
+                    return b""  # whoever holds the pipe open outlived the task
+                poll.poll(_POLL_MS)
+
+    def _unwatch(self) -> None:
+        if self._watching:
+            self._watching = False
+            self._loop.remove_reader(self._fd)
+
+    def _close(self) -> None:
+        if self._fd >= 0:
+            self._unwatch()
+            os.close(self._fd)
+            self._fd = -1

@@ -1,0 +1,291 @@
+"""Starting processes: the worker's side of the spawn server, and plain `subprocess` where that cannot be.
+
+Owns how a process is started, signalled and waited for. Must not know what a task is: a process has a
+key, a folder, arguments, an environment and three descriptors.
+"""
+
+import asyncio
+import contextlib
+import logging
+import marshal
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, NamedTuple, Protocol
+
+from dworker.runners import limits
+
+log = logging.getLogger(__name__)
+
+_LENGTH: Final = struct.Struct("=I")
+_RECEIVE_BYTES: Final = 256 * 1024
+_RESTART_S: Final = 0.5
+"""A spawn server that dies is started again after this; one start that fails is tried again as often."""
+
+
+class Request(NamedTuple):
+    """One process to be started. `program` is a path; the descriptors become its 0, 1 and 2 and are closed here."""
+
+    folder: str
+    program: str
+    argv: list[str]
+    env: dict[str, str]
+    fds: tuple[int, int, int]
+
+
+class Exit(NamedTuple):
+    """How a process ended: `os.wait4`'s status, processor seconds, peak memory in bytes (its starter's at least)."""
+
+    status: int
+    cpu_s: float
+    memory_bytes: int
+
+
+class NotStarted(NamedTuple):
+    """The system refused to start it."""
+
+    errno: int
+    text: str
+
+
+class Lost(NamedTuple):
+    """The spawn server died, and with it the process."""
+
+
+Ending = Exit | NotStarted | Lost
+OnEnd = Callable[[int, Ending], None]
+
+
+class Spawner(Protocol):
+    """Starts processes, each leader of a group of its own that ends with it. Calls `on_end(key, ending)` for each."""
+
+    def spawn(self, key: int, request: Request) -> None:
+        """Start a process; its end, or that it did not start, comes by `on_end`."""
+
+    def kill(self, key: int, number: int) -> None:
+        """Signal its process group; nothing happens if it has ended."""
+
+    async def close(self) -> None:
+        """Kill whatever runs; nothing is told any more."""
+
+
+def make_spawner(on_end: OnEnd) -> Spawner:
+    """The best that this system has."""
+    able = all((hasattr(os, "posix_spawn"), hasattr(socket, "send_fds"), hasattr(os, "waitid")))
+    return SpawnServer(on_end) if able and sys.platform == "linux" else PlainSpawner(on_end)
+
+
+class SpawnServer:
+    """The spawn server and the connection to it. To be made in a running event loop."""
+
+    def __init__(self, on_end: OnEnd) -> None:
+        self._on_end = on_end
+        self._loop = asyncio.get_running_loop()
+        self._running: dict[int, int] = {}  # key -> pid, 0 until it is known
+        self._buffer = bytearray()
+        self._unsent: list[tuple[bytes, tuple[int, ...]]] = []
+        self._closed = False
+        self._start()
+
+    @property
+    def pid(self) -> int:
+        """The server's process."""
+        return self._process.pid
+
+    def spawn(self, key: int, request: Request) -> None:
+        """See Spawner."""
+        if self._socket.fileno() < 0:
+            _close(request.fds)
+            self._loop.call_soon(self._on_end, key, Lost())
+            return
+        self._running[key] = 0
+        body = ("spawn", key, request.folder, request.program, request.argv, request.env)
+        self._send(body, request.fds)
+
+    def kill(self, key: int, number: int) -> None:
+        """See Spawner."""
+        if key in self._running:
+            self._send(("kill", key, number), ())
+
+    async def close(self) -> None:
+        """See Spawner."""
+        self._closed = True
+        self._disconnect()
+        await asyncio.to_thread(self._process.wait)
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            ours.setblocking(False)
+            server = Path(__file__).with_name("spawnd.py")
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", str(server), str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                cwd="/",
+                start_new_session=True,
+            )
+        limits.restore(self._process.pid)
+        self._socket = ours
+        self._loop.add_reader(ours.fileno(), self._readable)
+
+    def _disconnect(self) -> None:
+        if self._socket.fileno() >= 0:
+            self._loop.remove_reader(self._socket.fileno())
+            self._loop.remove_writer(self._socket.fileno())
+            self._socket.close()
+        self._buffer.clear()
+        for _, fds in self._unsent:
+            _close(fds)
+        self._unsent.clear()
+
+    def _send(self, message: tuple[Any, ...], fds: tuple[int, ...]) -> None:
+        body = marshal.dumps(message)
+        frame = _LENGTH.pack(len(body)) + body
+        self._unsent.append((frame, fds))
+        if len(self._unsent) == 1:
+            self._writable()
+
+    def _writable(self) -> None:
+        while self._unsent:
+            frame, fds = self._unsent[0]
+            try:
+                sent = socket.send_fds(self._socket, [frame], fds) if fds else self._socket.send(frame)
+            except BlockingIOError:
+                self._loop.add_writer(self._socket.fileno(), self._writable)
+                return
+            except OSError:
+                return  # the reader hears of it too, and does what is to be done
+            _close(fds)
+            if sent == len(frame):
+                del self._unsent[0]
+            else:
+                self._unsent[0] = (frame[sent:], ())
+        self._loop.remove_writer(self._socket.fileno())
+
+    def _readable(self) -> None:
+        try:
+            data = self._socket.recv(_RECEIVE_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._died()
+            return
+        buffer = self._buffer
+        buffer += data
+        start = 0
+        replies: list[tuple[Any, ...]] = []
+        while len(buffer) - start >= _LENGTH.size:
+            (size,) = _LENGTH.unpack_from(buffer, start)
+            if len(buffer) - start - _LENGTH.size < size:
+                break
+            start += _LENGTH.size
+            replies += marshal.loads(bytes(buffer[start : start + size]))
+            start += size
+        del buffer[:start]
+        for reply in replies:
+            self._on_reply(*reply)
+
+    def _on_reply(self, kind: str, key: int, *rest: Any) -> None:
+        if kind == "pid":
+            self._running[key] = rest[0]
+            return
+        del self._running[key]
+        self._on_end(key, Exit(*rest) if kind == "exited" else NotStarted(*rest))
+
+    def _died(self) -> None:
+        """Nobody reaps the tasks any more: end them, tell their owners, and begin anew."""
+        self._disconnect()
+        lost, self._running = self._running, {}
+        for pid in lost.values():
+            if pid:
+                with contextlib.suppress(OSError):
+                    os.killpg(pid, signal.SIGKILL)
+        status = self._process.wait()
+        log.error("the spawn server died (status %d); %d processes are lost; starting another", status, len(lost))
+        self._restart()
+        for key in lost:
+            self._on_end(key, Lost())
+
+    def _restart(self) -> None:
+        if self._closed:
+            return
+        try:
+            self._start()
+        except OSError as error:
+            log.error("the spawn server cannot be started: %s; trying again", error)
+            self._loop.call_later(_RESTART_S, self._restart)
+
+
+class PlainSpawner:
+    """`subprocess` and a thread a process: for systems without posix_spawn or descriptor passing."""
+
+    def __init__(self, on_end: OnEnd) -> None:
+        self._on_end = on_end
+        self._loop = asyncio.get_running_loop()
+        self._running: dict[int, subprocess.Popen[bytes]] = {}
+        self._closed = False
+
+    def spawn(self, key: int, request: Request) -> None:
+        """See Spawner."""
+        stdin, stdout, stderr = request.fds
+        try:
+            process = subprocess.Popen(
+                request.argv,
+                executable=request.program,
+                cwd=request.folder,
+                env=request.env,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                process_group=0,
+            )
+        except (OSError, ValueError) as error:
+            number = error.errno or 0 if isinstance(error, OSError) else 0
+            self._loop.call_soon(self._on_end, key, NotStarted(number, str(error)))
+            return
+        finally:
+            _close(request.fds)
+        self._running[key] = process
+        threading.Thread(target=self._wait, args=(key, process), daemon=True).start()
+
+    def kill(self, key: int, number: int) -> None:
+        """See Spawner."""
+        process = self._running.get(key)
+        if process is not None:
+            with contextlib.suppress(OSError):
+                os.killpg(process.pid, number)
+
+    async def close(self) -> None:
+        """See Spawner."""
+        self._closed = True
+        for key in list(self._running):
+            self.kill(key, signal.SIGKILL)
+
+    def _wait(self, key: int, process: "subprocess.Popen[bytes]") -> None:
+        _, status, usage = os.wait4(process.pid, 0)
+        with contextlib.suppress(OSError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.returncode = os.waitstatus_to_exitcode(status)  # it must not wait for somebody else's pid
+        unit = 1 if sys.platform == "darwin" else 1024
+        ending = Exit(status, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit)
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._ended, key, ending)
+
+    def _ended(self, key: int, ending: Exit) -> None:
+        del self._running[key]
+        if not self._closed:
+            self._on_end(key, ending)
+
+
+def _close(fds: tuple[int, ...]) -> None:
+    for fd in fds:
+        os.close(fd)
