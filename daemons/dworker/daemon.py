@@ -1,0 +1,203 @@
+"""The worker's body: brings events to the core, carries its effects out, and ends in good order.
+
+Owns the event loop's side of everything. Decides nothing: what runs, what is sent and when to end is
+the core's. Events that come within one turn of the loop are handled as one batch.
+"""
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import signal
+import time
+
+from districomp import systemd
+from districomp.config import WorkerConfig, parse_coordinator
+from districomp.messages import PROTOCOL_VERSION, HelloWorker
+from dworker import machine
+from dworker.cache import Cache
+from dworker.core import Settings, WorkerCore
+from dworker.events import (
+    AttemptsEnded,
+    Connected,
+    Discard,
+    Disconnected,
+    Effects,
+    Events,
+    Exit,
+    Reset,
+    SendMessage,
+    Shutdown,
+    StartAttempts,
+    StopAttempts,
+    Upload,
+    Uploaded,
+    UseData,
+)
+from dworker.identity import StateFolder
+from dworker.link import Link
+from dworker.runners import limits
+from dworker.runners.command import CommandRunner
+from dworker.runners.host import Host
+from dworker.runners.stream import StreamRunner
+
+log = logging.getLogger(__name__)
+
+
+class Daemon:
+    """`dworker`. To be made in a running event loop."""
+
+    def __init__(self, config: WorkerConfig, folder: StateFolder) -> None:
+        self._config = config
+        slots = config.slots or machine.cpus()
+        loop = self._loop = asyncio.get_running_loop()
+        self._inbox: list[Events] = []
+        self._turn_is_due = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at: float | None = None
+        self._stopped: asyncio.Future[None] = loop.create_future()
+        limits.raise_own()
+        self._core = WorkerCore(Settings(slots, time.time_ns() // 1000, limits.ISOLATION))
+        self._cache = Cache(folder.path)
+        self._host = Host(folder.path, slots, self._cache, self.post)
+        self._commands = CommandRunner(self._host)
+        self._streams = StreamRunner(self._host)
+        hello = HelloWorker(
+            version=PROTOCOL_VERSION,
+            cluster=config.cluster,
+            worker=folder.worker_id(),
+            name=config.name,
+            slots=slots,
+            machine=machine.describe(config.labels),
+            process=secrets.randbits(40),
+        )
+        coordinator = parse_coordinator(config.coordinator) if config.coordinator else None
+        self._link = Link(hello, coordinator, self.post)
+        log.info("worker %s (%s) with %d slots, folder %s", config.name, hello.worker, slots, folder.path)
+
+    async def run(self) -> None:
+        """Until SIGTERM or SIGINT, and then until everything is handed back; a second one does not wait for that."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with contextlib.suppress(NotImplementedError):  # not a Unix
+                self._loop.add_signal_handler(number, self._told_to_stop)
+        link = asyncio.create_task(self._link.run(self._interfaces()))
+        alive = asyncio.create_task(self._keep_systemd_alive())
+        systemd.ready("looking for a coordinator")
+        try:
+            await asyncio.wait({link, self._stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if not link.done():
+                link.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await link
+            if not self._stopped.cancelled() and self._stopped.done():
+                self._stopped.result()
+        finally:
+            alive.cancel()
+            if self._timer is not None:
+                self._timer.cancel()
+            self._streams.close()
+            self._cache.close()
+            await self._host.close()
+
+    def _interfaces(self) -> list[str]:
+        # There is no trust yet, so only coordinators on this machine are joined: no need to be heard outside.
+        return self._config.discovery.interfaces or ["127.0.0.1"]
+
+    def _told_to_stop(self) -> None:
+        if self._core.stopping:
+            log.warning("told to stop again: not waiting any longer")
+            self._stop()
+            return
+        log.info("stopping: ending %d tasks and handing them back", self._core.running)
+        systemd.stopping("handing tasks back")
+        self.post(Shutdown())
+
+    def _stop(self) -> None:
+        if not self._stopped.done():
+            self._stopped.set_result(None)
+
+    # ---- the loop ----
+
+    def post(self, event: Events) -> None:
+        """An event for the core, which gets it in the next turn of the loop with all others of this one."""
+        self._inbox.append(event)
+        if not self._turn_is_due:
+            self._turn_is_due = True
+            self._loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        """One batch through the core. A bug in here ends the daemon: systemd starts it again, the coordinator has all that counts."""
+        self._turn_is_due = False
+        batch, self._inbox = self._inbox, []
+        try:
+            now = time.monotonic()
+            effects = self._core.handle_batch(batch, now)
+            effects += self._core.tick(now)
+            for effect in effects:
+                self._carry_out(effect)
+            self._set_timer(now)
+        except Exception as error:
+            if not self._stopped.done():
+                self._stopped.set_exception(error)
+            raise
+        for event in batch:
+            self._note(event)
+
+    def _set_timer(self, now: float) -> None:
+        due = self._core.deadline()
+        if due == self._timer_at:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer, self._timer_at = None, due
+        if due is not None:
+            self._timer = self._loop.call_later(max(0.0, due - now), self._time_is_up)
+
+    def _time_is_up(self) -> None:
+        self._timer, self._timer_at = None, None
+        if not self._turn_is_due:
+            self._turn_is_due = True
+            self._turn()
+
+    def _carry_out(self, effect: Effects) -> None:
+        match effect:
+            case SendMessage():
+                self._link.send(effect.message)
+            case StartAttempts():
+                runner = self._streams if effect.definition.runner == "stream" else self._commands
+                runner.start(effect)
+            case StopAttempts():
+                self._commands.stop(effect)
+                self._streams.stop(effect)
+            case Upload():
+                path = self._host.spooled[effect.lease]
+                self._cache.upload(effect.lease, path, effect.blob, lambda lease: self.post(Uploaded(lease)))
+            case Discard():
+                self._cache.give_up(effect.leases)
+                self._host.discard(effect.leases)
+            case UseData():
+                self._cache.use(effect.url)
+            case Reset():
+                self._link.reset(effect.code, effect.text)
+            case Exit():
+                self._stop()
+
+    # ---- for people ----
+
+    def _note(self, event: Events) -> None:
+        match event:
+            case Connected():
+                systemd.status(f"joined {event.welcome.name}")
+            case Disconnected():
+                systemd.status(f"looking for the coordinator; {self._core.running} slots are busy")
+            case AttemptsEnded() if event.reasons and log.isEnabledFor(logging.DEBUG):
+                for lease, reason in zip(event.leases, event.reasons, strict=True):
+                    log.debug("slot %d, lease %d: %s", event.slot, lease, reason)
+            case _:
+                pass
+
+    async def _keep_systemd_alive(self) -> None:
+        interval_s = systemd.watchdog_interval_s()
+        while interval_s is not None:
+            systemd.watchdog()
+            await asyncio.sleep(interval_s)
