@@ -136,9 +136,9 @@ class Client:
     ) -> Iterator[list[JobDocument]]:
         """Documents of jobs, now and whenever they change, until all have ended. TimeoutError after `timeout` seconds."""
         deadline = _deadline(timeout)
-        lost: LinkLostError | None = None
+        losses = 0
         while True:
-            link = self._pool.take(deadline, lost)
+            link = self._pool.take(deadline, losses)
             whole = False
             try:
                 request = link.next_request()
@@ -146,11 +146,12 @@ class Client:
                 while not whole:
                     reply = _expect(link.receive(request, deadline), Reply)
                     whole = reply.last
+                    losses = 0
                     if reply.documents:
                         yield [_document(body, JobDocument) for body in reply.documents]
                 return
-            except LinkLostError as error:
-                lost = error
+            except LinkLostError:
+                losses += 1
             finally:
                 if whole:
                     self._pool.give(link)

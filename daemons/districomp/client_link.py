@@ -39,6 +39,9 @@ from districomp.messages import (
 CONTROL_PORT: Final = 8420
 RECEIVE_BYTES: Final = 256 * 1024
 IDLE_LINKS_MAX: Final = 4
+PAUSE_S_MAX: Final = 2.0
+LOSSES_MAX: Final = 16
+"""So many connections that break before an answer are no restart, but something the coordinator does not bear."""
 AWAY_GOODBYES: Final = frozenset({"stopping", "degraded", "replaced"})
 """A Goodbye of these means that it is worth coming back; any other is an error for the caller."""
 
@@ -245,14 +248,18 @@ class LinkPool:
         while self._idle:
             self._idle.pop().close()
 
-    def take(self, deadline: float | None = None, lost: LinkLostError | None = None) -> Link:
-        """A connection, to be given back or closed; `lost` says that the last one broke.
+    def take(self, deadline: float | None = None, losses: int = 0) -> Link:
+        """A connection, to be given back or closed; `losses` says how many broke in a row without an answer.
 
         UnreachableError if there never was one; TimeoutError at `deadline` (monotonic).
         """
-        if lost is not None:
+        if losses >= LOSSES_MAX:
+            raise DistricompError(
+                f"the coordinator at {self._known} broke off the connection {losses} times instead of answering; see its log"
+            )
+        if losses:
             self.close()
-            return self._return(deadline, lost)
+            return self._return(deadline, losses - 1)
         try:
             return self._idle.pop()
         except IndexError:
@@ -261,8 +268,8 @@ class LinkPool:
             return self._first()
         try:
             return self._open(self._known)
-        except LinkLostError as error:
-            return self._return(deadline, error)
+        except LinkLostError:
+            return self._return(deadline, 0)
 
     def give(self, link: Link) -> None:
         """Return a connection on which nothing is under way."""
@@ -274,13 +281,15 @@ class LinkPool:
 
     def call(self, ask: Callable[[Link], T], deadline: float | None = None) -> T:
         """Run `ask` on a connection, again on another one whenever that broke; `ask` must bear repetition."""
+        losses = 0
         link = self.take(deadline)
         while True:
             try:
                 answer = ask(link)
-            except LinkLostError as error:
+            except LinkLostError:
                 link.close()
-                link = self.take(deadline, error)
+                losses += 1
+                link = self.take(deadline, losses)
             except RefusedError:
                 self.give(link)
                 raise
@@ -305,22 +314,22 @@ class LinkPool:
                 tried.append(str(error))
         raise UnreachableError(f"no coordinator reachable: {'; '.join(tried)}. {_advice(self._coordinator)}")
 
-    def _return(self, deadline: float | None, lost: LinkLostError) -> Link:
-        """Connect again, however long it takes."""
+    def _return(self, deadline: float | None, attempt: int) -> Link:
+        """Connect again, however long it takes; `attempt` is how patient to be at the start."""
         assert self._known is not None
-        attempt = 0
+        failures = 0
         away = False
         while True:
-            pause_s = random.uniform(0, min(2.0, 0.05 * 2 ** min(attempt, 10)))
+            pause_s = random.uniform(0, min(PAUSE_S_MAX, 0.05 * 2 ** min(attempt, 10)))
             remaining_s = _remaining_s(deadline)
             time.sleep(pause_s if remaining_s is None else min(pause_s, remaining_s))
             try:
                 link = self._open(self._known)
             except LinkLostError as error:
-                lost = error
                 attempt += 1
-                if attempt == 3:
-                    self._notice(f"coordinator away, waiting for it ({lost})")
+                failures += 1
+                if failures == 3:
+                    self._notice(f"coordinator away, waiting for it ({error})")
                     away = True
                 continue
             if away:

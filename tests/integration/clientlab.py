@@ -5,10 +5,19 @@ and take it away by calls. What a coordinator decides is tested with the real on
 """
 
 import contextlib
+import fcntl
 import hashlib
 import http.server
+import os
+import pty
+import select
 import socket
+import struct
+import subprocess
+import sys
+import termios
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -40,6 +49,7 @@ from districomp.model import CANCELLED, DONE, FAILED, QUEUED, Item, Payload
 
 BOUND_S = 20.0
 """How long the lab waits for anything before a test has failed."""
+DAEMONS = Path(__file__).resolve().parents[2] / "daemons"
 SUBMITTED = "2026-01-02T03:04:05.678Z"
 
 
@@ -85,6 +95,8 @@ class Lab:
         self.greeting: Message | None = None
         """What is answered to Hello in place of Welcome."""
         self.refusal: tuple[str, str] | None = None
+        self.cut_always: Callable[[AnyMessage], bool] | None = None
+        """Cut the connection at each message for which it is true."""
         self.cut_before: Callable[[AnyMessage], bool] | None = None
         """Cut the connection, once, at the first message for which it is true, before anything is done."""
         self.cut_after: Callable[[AnyMessage], bool] | None = None
@@ -199,6 +211,8 @@ class Lab:
         with self._changed:
             self.received.append(message)
             self._changed.notify_all()
+            if self.cut_always is not None and self.cut_always(message):
+                return False
             if self.cut_before is not None and self.cut_before(message):
                 self.cut_before = None
                 return False
@@ -207,7 +221,8 @@ class Lab:
                 list(answers)
                 self.cut_after = None
                 return False
-        # Outside the lock: an answer that waits for tests must not keep them out.
+        # Outside the lock: an answer that waits for tests must not keep them out. One above a frame's size is the
+        # test's mistake: it breaks the connection and shows up as an exception of this thread.
         for answer in answers:
             connection.sendall(wire.encode(answer))
         return True
@@ -359,3 +374,74 @@ def running(path: Path | None) -> Iterator[Lab]:
         yield lab
     finally:
         lab.stop()
+
+
+def dctl(*arguments: str, stdin: bytes = b"", code: int = 0, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    """Run `dctl` as a process; its exit code must be `code`, and a traceback is never right."""
+    ran = subprocess.run(
+        [sys.executable, "-m", "dctl", *arguments],
+        input=stdin,
+        capture_output=True,
+        timeout=BOUND_S,
+        env=os.environ | {"PYTHONPATH": str(DAEMONS)} | environment,
+        check=False,
+    )
+    said = ran.stderr.decode()
+    assert "Traceback" not in said, said
+    assert ran.returncode == code, f"dctl {arguments}: {ran.returncode}, not {code}; it said: {said}"
+    return ran
+
+
+_OWN_TERMINAL = """
+import fcntl, os, sys, termios
+os.setsid()
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.executable, [sys.executable, "-m", "dctl", *sys.argv[1:]])
+"""
+"""Starts `dctl` in a session whose terminal is its own: else Ctrl-C would reach nobody."""
+
+
+class Terminal:
+    """`dctl` on a terminal of its own; `text` is everything that it has shown so far."""
+
+    def __init__(self, *arguments: str, columns: int = 80, **environment: str) -> None:
+        self.text = ""
+        leader, follower = pty.openpty()
+        fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+        environ = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "NO_COLOR")}
+        self._leader = leader
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _OWN_TERMINAL, *arguments],
+            stdin=follower,
+            stdout=follower,
+            stderr=follower,
+            env=environ | {"PYTHONPATH": str(DAEMONS), "TERM": "xterm"} | environment,
+        )
+        os.close(follower)
+
+    def type(self, text: str) -> None:
+        os.write(self._leader, text.encode())
+
+    def wait_for(self, wanted: str) -> None:
+        """Read until `wanted` has been shown."""
+        deadline = time.monotonic() + BOUND_S
+        while wanted not in self.text:
+            assert self._read(deadline), f"{wanted!r} was never shown, but {self.text!r}"
+
+    def end(self) -> int:
+        """Read until the process has ended; its exit code."""
+        deadline = time.monotonic() + BOUND_S
+        while self._read(deadline):
+            pass
+        os.close(self._leader)
+        return self._process.wait(BOUND_S)
+
+    def _read(self, deadline: float) -> bool:
+        ready, _, _ = select.select([self._leader], [], [], max(0.0, deadline - time.monotonic()))
+        assert ready, f"nothing more is shown after {self.text!r}"
+        try:
+            data = os.read(self._leader, 65536)
+        except OSError:  # how Linux says that the other side is closed
+            return False
+        self.text += data.decode("utf-8", "replace")
+        return bool(data)

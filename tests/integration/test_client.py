@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import districomp
-from districomp import client_blobs, client_results
+from districomp import client_blobs, client_link, client_results
 from districomp.client import Client
 from districomp.client_items import FRAME_ITEMS_MAX, Lines
 from districomp.documents import StatusDocument
@@ -24,7 +24,7 @@ from districomp.errors import (
     UnreachableError,
     UsageError,
 )
-from districomp.messages import BATCH_BYTES, Goodbye, Items, Results, Submit, Watch
+from districomp.messages import BATCH_BYTES, Goodbye, Items, Query, Results, Submit, Watch
 from districomp.model import CANCELLED, DONE, FAILED, QUEUED, Blob, File
 from tests.integration.clientlab import DataPort, Lab, running
 
@@ -363,6 +363,17 @@ def test_another_cluster_at_the_same_place_is_an_error(lab: Lab, client: Client)
     lab.cut()
     with pytest.raises(DistricompError, match="another cluster"):
         job.document()
+
+
+def test_a_request_that_always_breaks_the_connection_is_given_up(
+    lab: Lab, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_link, "PAUSE_S_MAX", 0.001)
+    lab.cut_always = lambda message: isinstance(message, Query | Watch)
+    with pytest.raises(DistricompError, match="broke off the connection 16 times"):
+        client.status()
+    with pytest.raises(DistricompError, match="broke off the connection 16 times"):
+        client.wait([1])
 
 
 def test_one_thread_cancels_while_another_waits(lab: Lab, client: Client) -> None:
