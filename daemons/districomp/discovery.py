@@ -298,6 +298,9 @@ def _is_address(text: str) -> bool:
 def _open(interfaces: list[str] | None, one_shot: bool = False) -> "AsyncZeroconf":
     from zeroconf.asyncio import AsyncZeroconf
 
+    # It warns of what is usual while addresses come and go, with tracebacks; we look again by ourselves.
+    if not _log.isEnabledFor(logging.DEBUG):
+        logging.getLogger("zeroconf").setLevel(logging.ERROR)
     chosen = _choice(interfaces)
     try:
         return AsyncZeroconf(interfaces=chosen, unicast=one_shot)
