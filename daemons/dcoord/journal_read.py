@@ -67,8 +67,10 @@ def reported(path: Path, doing: str) -> Iterator[None]:
         raise JournalError(
             f"{path} is damaged, {doing} failed: {error}; stop dcoord and put back a copy of it"
         ) from error
-    except (apsw.FullError, apsw.IOError) as error:
-        code = apsw.mapping_extended_result_codes.get(getattr(error, "extendedresult", 0), "no code")
+    except apsw.FullError as error:
+        raise JournalError(f"{doing} failed in {path}: its file system is full; make free space there") from error
+    except apsw.IOError as error:
+        code = apsw.mapping_extended_result_codes.get(getattr(error, "extendedresult", 0), "no further code")
         raise JournalError(
             f"{doing} failed in {path}: {error} ({code}); look for free space on its file system, "
             "for a quota, and for disk errors in the system's log"

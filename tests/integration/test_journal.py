@@ -332,10 +332,12 @@ def child_environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": daemons}
 
 
-def test_what_the_journal_forbids_is_our_bug_and_leaves_nothing(journal: Journal) -> None:
+@pytest.mark.parametrize("frontiers", [0, 1500])
+def test_what_the_journal_forbids_is_our_bug_and_leaves_nothing(journal: Journal, frontiers: int) -> None:
     journal.commit([job(1, 5), outcome(1, 1, [0])])
+    more = [FrontierRecord(1, n, 1.0) for n in range(frontiers)]  # a batch of one statement, and one of several
     with pytest.raises(apsw.ConstraintError):
-        journal.commit([outcome(1, 2, [1]), outcome(1, 1, [2])])
+        journal.commit([outcome(1, 2, [1]), *more, outcome(1, 1, [2])])
     (restored,) = journal.restore().jobs
     assert [head.serial for head in restored.heads] == [1]
     journal.commit([outcome(1, 2, [1])])
@@ -421,6 +423,17 @@ def test_a_damaged_page_is_reported_where_it_is_read(path: Path) -> None:
     with pytest.raises(JournalError, match=r"is damaged, reading failed: .*stop dcoord and put back a copy"):
         journal.rows(1, 0, ALL_BYTES)
     journal.close()
+
+
+def test_a_missing_item_is_reported(path: Path, journal: Journal) -> None:
+    journal.commit([PayloadRecord(1, 0, [b"a", b"b"]), PayloadRecord(1, 2, [b"c", b"d"]), job(1, 4, numbers=None)])
+    with apsw.Connection(str(path)) as other:
+        other.execute("DELETE FROM payloads WHERE key = (SELECT max(key) FROM payloads)")
+    reader = Reader(path)
+    assert reader.item(1, 1) == b"b"
+    with pytest.raises(JournalError, match=r"is damaged: the item of task 1\.3 is missing"):
+        reader.item(1, 3)
+    reader.close()
 
 
 def test_a_reader_does_not_make_a_journal(path: Path) -> None:
