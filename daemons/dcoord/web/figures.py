@@ -7,6 +7,7 @@ from districomp.documents import Counts
 
 STATES: Final = ("done", "running", "queued", "failed", "cancelled", "skipped")
 """Task states in the order of the bars: what is finished well stands left."""
+ENDED_JOB_STATES: Final = ("done", "failed", "cancelled")
 BAR_WIDTH: Final = 1000
 SPARK_HEIGHT: Final = 40
 UNKNOWN: Final = "\N{EN DASH}"
@@ -112,3 +113,13 @@ def more(number: int, shown: int, command: str) -> str:
 def fault(name: str, problems: int) -> str:
     """A definition that is not right."""
     return f"{name}: {count(problems)} {'problem' if problems == 1 else 'problems'}"
+
+
+def time_left(state: str, eta_s: float | None) -> str:
+    """How long a job will still take; '' for one that has ended."""
+    return "" if state in ENDED_JOB_STATES else duration(eta_s)
+
+
+def not_reachable(since: str) -> str:
+    """The coordinator's absence."""
+    return f"coordinator not reachable since {clock(since)}"

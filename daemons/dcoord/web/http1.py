@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, NamedTuple, Protocol, cast
 
 import httptools
 
@@ -29,12 +29,6 @@ BODY_BYTES_AHEAD: Final = 1024 * 1024
 """What is taken of a request's body before the application asks for it."""
 WRITE_BYTES_AHEAD: Final = 512 * 1024
 
-HEAD_S: Final = 10.0
-"""A request's head must be whole this long after the connection, or after its own first byte."""
-IDLE_S: Final = 75.0
-BODY_STALL_S: Final = 30.0
-WRITE_STALL_S: Final = 60.0
-LINGER_S: Final = 2.0
 NEVER: Final = float("inf")
 
 REASONS: Final = {
@@ -47,11 +41,27 @@ REASONS: Final = {
 }  # fmt: skip
 
 
+class Deadlines(NamedTuple):
+    """How long a peer may take, in seconds.
+
+    `head_s`: for a request's head, from the connection or the head's first byte on; `idle_s`: between two requests;
+    `body_s`: between two pieces of a body; `write_s`: to take WRITE_BYTES_AHEAD of an answer; `linger_s`: to read a
+    last answer while it still sends.
+    """
+
+    head_s: float = 10.0
+    idle_s: float = 75.0
+    body_s: float = 30.0
+    write_s: float = 60.0
+    linger_s: float = 2.0
+
+
 class Owner(Protocol):
     """What a connection needs of its listener."""
 
     app: App
     scheme: str
+    deadlines: Deadlines
 
     def opened(self, connection: "HttpConnection") -> bool:
         """Take note of a new connection; False: there are too many."""
@@ -129,7 +139,7 @@ class HttpConnection(asyncio.Protocol):
         """asyncio: accepted."""
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(WRITE_BYTES_AHEAD)
-        self.deadline = self._loop.time() + HEAD_S
+        self.deadline = self._loop.time() + self._owner.deadlines.head_s
         if not self._owner.opened(self):
             self._refuse(503, "too many connections are open; try again later")
 
@@ -138,7 +148,7 @@ class HttpConnection(asyncio.Protocol):
         if self._refused or self._lingering or self._transport is None:
             return
         if self.is_idle and self._incoming is None:
-            self.deadline = self._loop.time() + HEAD_S
+            self.deadline = self._loop.time() + self._owner.deadlines.head_s
         try:
             self._parser.feed_data(data)
             self._limit_head(len(data))
@@ -173,12 +183,12 @@ class HttpConnection(asyncio.Protocol):
     def pause_writing(self) -> None:
         """asyncio: the peer takes its bytes more slowly than they come."""
         self._writable.clear()
-        self.deadline = self._loop.time() + WRITE_STALL_S
+        self.deadline = self._loop.time() + self._owner.deadlines.write_s
 
     def resume_writing(self) -> None:
         """asyncio: it has caught up."""
         self._writable.set()
-        self.deadline = NEVER if self._current is not None else self._loop.time() + IDLE_S
+        self.deadline = NEVER if self._current is not None else self._loop.time() + self._owner.deadlines.idle_s
 
     # ---- the parser's side ----
 
@@ -244,7 +254,7 @@ class HttpConnection(asyncio.Protocol):
     def expire(self) -> None:
         """Its deadline has passed: the peer is silent, slow or stalled."""
         if self._incoming is not None and self._current is None:
-            self._refuse(408, f"the request's head did not arrive within {HEAD_S:g} s")
+            self._refuse(408, f"the request's head did not arrive within {self._owner.deadlines.head_s:g} s")
         else:
             self.cut()
 
@@ -292,7 +302,7 @@ class HttpConnection(asyncio.Protocol):
             self._linger() if not request.complete else transport.close()
             return
         if self._writable.is_set():
-            self.deadline = self._loop.time() + IDLE_S
+            self.deadline = self._loop.time() + self._owner.deadlines.idle_s
         self._begin_next()
         self._govern_reading()
 
@@ -321,7 +331,7 @@ class HttpConnection(asyncio.Protocol):
                 self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         while not request.body and not request.complete and self._transport is not None:
             self._arrived.clear()
-            self.deadline = self._loop.time() + BODY_STALL_S
+            self.deadline = self._loop.time() + self._owner.deadlines.body_s
             await self._arrived.wait()
         self.deadline = NEVER
         if self._transport is None:
@@ -371,7 +381,8 @@ class HttpConnection(asyncio.Protocol):
         if length is not None:
             request.left_bytes = int(length)
         elif request.has_no_answer_body:
-            pass
+            if body_bytes:  # of a HEAD: what a GET would have had
+                lines.append(b"content-length: %d" % body_bytes)
         elif body_bytes is not None:
             request.left_bytes = body_bytes
             lines.append(b"content-length: %d" % body_bytes)
@@ -441,7 +452,7 @@ class HttpConnection(asyncio.Protocol):
         if transport is None or self._lingering:
             return
         self._lingering = True
-        self.deadline = self._loop.time() + LINGER_S
+        self.deadline = self._loop.time() + self._owner.deadlines.linger_s
         if not transport.is_reading():
             transport.resume_reading()
         if transport.can_write_eof():

@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 
 ANSWER_S: Final = 5.0
 """The coordinator is taken as unreachable for a question that it does not answer in this time."""
+SILENT_RETRY_S: Final = 1.0
+"""After that one question tries a connected coordinator again; the others are refused at once meanwhile."""
 AGE_S_MIN: Final = 0.25
 AGE_S_MAX: Final = 10.0
 AGE_PER_COST: Final = 20
@@ -81,6 +83,8 @@ class CoordinatorLink:
         self._hello = HelloWeb(PROTOCOL_VERSION, os.getpid(), "", "")
         self._connection: Connection | None = None
         self._welcomed = False
+        self._silent = False
+        self._patience_until = 0.0
         self._gone = asyncio.Event()
         self._why = ""
         self._request = 0
@@ -90,8 +94,8 @@ class CoordinatorLink:
 
     @property
     def is_up(self) -> bool:
-        """Whether the coordinator can be asked now."""
-        return self._welcomed
+        """Whether the coordinator is there and answers."""
+        return self._welcomed and not self._silent
 
     async def run(self, web_url: str, data_url: str) -> None:
         """Connect, say where this process serves, and again with full-jitter backoff whenever the connection ends."""
@@ -131,11 +135,14 @@ class CoordinatorLink:
         connection = self._connection
         if connection is None or not self._welcomed:
             raise UnreachableError(f"no coordinator answers at {self._socket}; start dcoord")
+        began = time.monotonic()
+        if self._silent and began < self._patience_until:
+            raise UnreachableError("the coordinator is connected and does not answer; ask again later")
+        self._patience_until = began + SILENT_RETRY_S
         if len(self._pending) >= UNDER_WAY_MAX:
             raise UnreachableError("too many questions wait for the coordinator; ask again in a moment")
         self._request += 1
         number = self._request
-        began = time.monotonic()
         future: asyncio.Future[list[bytes]] = asyncio.get_running_loop().create_future()
         self._pending[number] = _Pending(future)
         connection.send(Query(number, question.noun, question.job, question.task_index, question.state))
@@ -143,9 +150,12 @@ class CoordinatorLink:
             async with asyncio.timeout(ANSWER_S):
                 documents = await future
         except TimeoutError:
+            self._patience_until = time.monotonic() + SILENT_RETRY_S
+            self._hear(False)
             raise UnreachableError(f"the coordinator did not answer within {ANSWER_S:g} s; ask again later") from None
         finally:
             self._pending.pop(number, None)
+        self._hear(True)
         now = time.monotonic()
         self._kept[question] = (now + min(max(AGE_S_MIN, AGE_PER_COST * (now - began)), AGE_S_MAX), documents)
         self._kept.move_to_end(question)
@@ -191,9 +201,16 @@ class CoordinatorLink:
                 pending.answer.set_exception(UnreachableError(f"the coordinator went away: {reason}; ask again"))
         self._gone.set()
 
+    def _hear(self, answers: bool) -> None:
+        """Note whether the coordinator answers, and since when."""
+        if self._silent == answers:
+            self._silent = not answers
+            self.since = time.time()
+
     def _welcome(self, welcome: Welcome) -> None:
         self.cluster = Cluster(welcome.cluster, welcome.name, welcome.epoch)
         self._welcomed = True
+        self._silent = False
         self._kept.clear()
         self.since = time.time()
         log.info("linked to the coordinator of %s, epoch %d", welcome.name, welcome.epoch)

@@ -10,7 +10,7 @@ import logging
 import time
 from typing import Final
 
-from dcoord.web.http1 import App, HttpConnection
+from dcoord.web.http1 import App, Deadlines, HttpConnection
 
 log = logging.getLogger(__name__)
 
@@ -18,6 +18,7 @@ CONNECTIONS_MAX: Final = 1024
 BACKLOG: Final = 512
 SWEEP_S: Final = 1.0
 STOP_S: Final = 5.0
+DEFAULT_DEADLINES: Final = Deadlines()
 
 
 class Listener:
@@ -25,13 +26,17 @@ class Listener:
 
     scheme = "http"
 
-    def __init__(self, app: App, *, connections_max: int = CONNECTIONS_MAX) -> None:
+    def __init__(
+        self, app: App, *, connections_max: int = CONNECTIONS_MAX, deadlines: Deadlines = DEFAULT_DEADLINES
+    ) -> None:
         self.app = app
+        self.deadlines = deadlines
         self.connections_max = connections_max
         self._connections: dict[HttpConnection, None] = {}
         self._server: asyncio.Server | None = None
         self._sweeping: asyncio.TimerHandle | None = None
         self._date = (0, b"")
+        self._sweep_s = min(SWEEP_S, *deadlines)
         self._empty = asyncio.Event()
         self._empty.set()
 
@@ -71,7 +76,7 @@ class Listener:
         self._connections[connection] = None
         self._empty.clear()
         if self._sweeping is None:
-            self._sweeping = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
+            self._sweeping = asyncio.get_running_loop().call_later(self._sweep_s, self._sweep)
         return True
 
     def closed(self, connection: HttpConnection) -> None:
@@ -93,4 +98,4 @@ class Listener:
         for connection in [each for each in self._connections if each.deadline < now]:
             connection.expire()
         # No connections, no timer: an idle process sleeps.
-        self._sweeping = loop.call_later(SWEEP_S, self._sweep) if self._connections else None
+        self._sweeping = loop.call_later(self._sweep_s, self._sweep) if self._connections else None

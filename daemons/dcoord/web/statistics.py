@@ -5,6 +5,7 @@ environment, addresses or logs) and the short history of the task rate. Must not
 """
 
 import asyncio
+import contextlib
 import itertools
 import time
 from collections import deque
@@ -12,6 +13,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 import msgspec
 
+from dcoord.web.figures import ENDED_JOB_STATES
 from dcoord.web.link import Cluster, Question
 from districomp.documents import (
     Counts,
@@ -24,12 +26,11 @@ from districomp.documents import (
 from districomp.errors import RefusedError, UnreachableError
 
 HISTORY_STEP_S: Final = 2
-HISTORY_STEPS: Final = 150
+HISTORY_STEPS: Final = 90
 SHOWN_JOBS_MAX: Final = 25
 SHOWN_WORKERS_MAX: Final = 100
 SHOWN_DEFINITIONS_MAX: Final = 50
 NAME_CHARS_MAX: Final = 120
-ENDED_JOB_STATES: Final = ("done", "failed", "cancelled")
 
 D = TypeVar("D")
 
@@ -201,12 +202,9 @@ class Gatherer:
 
     async def gather(self) -> Statistics:
         """The numbers as they are, or as they were when the coordinator last answered."""
+        with contextlib.suppress(UnreachableError, RefusedError):  # the link knows whether the coordinator is there
+            self._last = await self._ask()
         reachable = self._link.is_up
-        if reachable:
-            try:
-                self._last = await self._ask()
-            except (UnreachableError, RefusedError, msgspec.MsgspecError):
-                reachable = self._link.is_up
         cluster = self._link.cluster or Cluster("", "", 0)
         statistics = self._last or Statistics(
             cluster.id, cluster.name, self._version, cluster.epoch, self._insecure, _no

@@ -4,6 +4,7 @@
 const REFRESH_MS = 1000;
 const ANSWER_MS = 8000;
 const STATES = ["done", "running", "queued", "failed", "cancelled", "skipped"];
+const ENDED_JOB_STATES = ["done", "failed", "cancelled"];
 const BAR_WIDTH = 1000;
 const SPARK_HEIGHT = 40;
 
@@ -18,6 +19,8 @@ const share = (used, whole) => (whole ? Math.min(BAR_WIDTH, Math.floor((BAR_WIDT
 const highest = (rates) => rates.reduce((top, each) => (each !== null && each > top ? each : top), 0);
 const failures = (counts) => (counts.failed ? `${count(counts.failed)} failed` : "");
 const more = (number, shown, command) => (number > shown ? `and ${count(number - shown)} more: ${command}` : "");
+const notReachable = (since) => `coordinator not reachable since ${clock(since)}`;
+const timeLeft = (state, eta) => (ENDED_JOB_STATES.includes(state) ? "" : duration(eta));
 const fault = (each) => `${each.name}: ${count(each.problems)} ${each.problems === 1 ? "problem" : "problems"}`;
 const states = (numbers) =>
   Object.entries(numbers)
@@ -83,13 +86,14 @@ function chip(row, state) {
 function fillJob(row, job) {
   text(part(row, "job"), String(job.job));
   text(part(row, "name"), job.name || job.definition);
+  attribute(part(row, "name"), "title", job.name || job.definition);
   text(part(row, "definition"), job.definition);
   chip(row, job.state);
   bar(row.querySelector("svg"), job.counts, job.tasks);
   text(part(row, "percent"), percent(job.counts, job.tasks));
   text(part(row, "ended"), `${count(ended(job.counts))} of ${count(job.tasks)}`);
   text(part(row, "failed"), failures(job.counts));
-  text(part(row, "eta"), duration(job.eta_s));
+  text(part(row, "eta"), timeLeft(job.state, job.eta_s));
 }
 
 function fillWorker(row, worker) {
@@ -139,7 +143,7 @@ function showHead(stats) {
   put("uptime", duration(stats.uptime_s));
   put("at", clock(stats.at));
   const { reachable, since } = stats.coordinator;
-  link(reachable, reachable ? "coordinator reachable" : `coordinator not reachable since ${clock(since)}`);
+  link(reachable, reachable ? "coordinator reachable" : notReachable(since));
 }
 
 function showNumbers(stats) {
@@ -150,6 +154,7 @@ function showNumbers(stats) {
   attribute(byId("spark-area"), "d", sparkLine(rates, true));
   put("slots-used", count(stats.slots.used));
   put("slots-total", count(stats.slots.total));
+  put("slots-free", count(Math.max(0, stats.slots.total - stats.slots.used)));
   attribute(byId("slots-bar"), "width", share(stats.slots.used, stats.slots.total));
   put("workers-total", count(stats.workers.total));
   put("workers-states", states(stats.workers.states));
