@@ -1,0 +1,121 @@
+"""A real coordinator and a real worker as processes, for what `dctl` and the client promise about them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from districomp.client import Client
+from districomp.errors import DistricompError
+from tests.integration.clientlab import DAEMONS
+
+BOUND_S = 30.0
+
+COORDINATOR_YAML = """\
+name: client-tests
+listen: {port: 0}
+web: {port: 0}
+data: {port: 0}
+advertise: false
+"""
+DEFINITIONS = {
+    "copy": "command: [cat]",
+    "upper": "command: [tr, a-z, A-Z]",
+    "stubborn": "command: [sh, -c, 'echo to do; echo went wrong >&2; exit 7']\nretries: {max: 0}",
+    "slow": "command: [sleep, '60']",
+}
+
+
+class Cluster:
+    """`dcoord` and, once started, one `dworker` with two slots, all below one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.environment = {
+            "PYTHONPATH": str(DAEMONS),
+            "DISTRICOMP_STATE_DIR": str(folder / "state"),
+            "DISTRICOMP_CONFIG_DIR": str(folder / "config"),
+            "DISTRICOMP_RUNTIME_DIR": str(folder / "run"),
+        }
+        self._processes: list[subprocess.Popen[bytes]] = []
+        for name in ("state", "config/tasks.d", "run"):
+            (folder / name).mkdir(parents=True)
+        (folder / "config/dcoord.yaml").write_text(COORDINATOR_YAML)
+        for name, body in DEFINITIONS.items():
+            (folder / f"config/tasks.d/{name}.yaml").write_text(f"version: 1\ndescription: {name}\n{body}\n")
+
+    @property
+    def socket(self) -> str:
+        return str(self.folder / "run/control.sock")
+
+    @property
+    def endpoint(self) -> Path:
+        return self.folder / "run/endpoint.json"
+
+    def start_coordinator(self) -> None:
+        """Start it and wait until it is ready, with its data port."""
+        self.endpoint.unlink(missing_ok=True)
+        self._start("dcoord")
+        self.wait_for(
+            lambda: self.endpoint.exists() and bool(json.loads(self.endpoint.read_text())["data"]), "endpoint"
+        )
+
+    def kill_coordinator(self) -> None:
+        """As a power cut would."""
+        os.kill(json.loads(self.endpoint.read_text())["pid"], signal.SIGKILL)
+        self._processes.pop(0).wait(BOUND_S)
+
+    def start_worker(self) -> None:
+        """Start it and wait until it has joined."""
+        address, port = json.loads(self.endpoint.read_text())["control"]
+        self._start("dworker", "--slots", "2", "--coordinator", f"{address}:{port}")
+        with Client(self.socket) as client:
+            self.wait_for(lambda: client.status().workers == 1, "worker")
+
+    def stop(self) -> None:
+        """End everything, the worker first."""
+        for process in reversed(self._processes):
+            process.terminate()
+        for process in self._processes:
+            try:
+                process.wait(BOUND_S)
+            finally:
+                process.kill()
+
+    def wait_for(self, condition: Callable[[], bool], what: str) -> None:
+        """Wait until something holds; what the daemons said is the answer if it never does."""
+        deadline = time.monotonic() + BOUND_S
+        while not condition():
+            assert time.monotonic() < deadline, f"no {what}: {self.log()}"
+            time.sleep(0.02)
+
+    def log(self) -> str:
+        return "".join(path.read_text() for path in sorted(self.folder.glob("*.log")))
+
+    def cancel_all(self) -> None:
+        """Leave nothing of a test to the next one."""
+        try:
+            with Client(self.socket) as client:
+                for job in client.jobs():
+                    client.cancel(job.job)
+        except DistricompError:
+            return
+
+    def _start(self, program: str, *arguments: str) -> None:
+        with (self.folder / f"{program}.log").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", program, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=os.environ | self.environment,
+                cwd=self.folder,
+            )
+        if program == "dcoord":
+            self._processes.insert(0, process)
+        else:
+            self._processes.append(process)
