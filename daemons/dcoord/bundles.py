@@ -9,12 +9,13 @@ import hashlib
 import os
 import stat
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from dcoord.blobs import CHUNK_BYTES, BlobError, BlobStore
+from dcoord.blobs import CHUNK_BYTES, BlobError, BlobStore, DigestMismatchError
 from districomp.errors import DistricompError
 from districomp.taskdef import BundleFile
 
@@ -107,6 +108,8 @@ class _Walk:
                     self._entry(handle, entry, path, depth)
                 except OSError as error:
                     self.faults.append(f"{path} cannot be read: {error.strerror}")
+                except (_ChangedError, DigestMismatchError):
+                    self.faults.append(f"{path} is being changed; it is read again at once")
                 if self._full():
                     return
 
@@ -145,7 +148,7 @@ class _Walk:
         if known is None or known[0] != signature:
             file = os.open(name, _FILE_FLAGS, dir_fd=handle)
             try:
-                sha256 = _store(self._blobs, file)
+                sha256 = _store(self._blobs, file, info.st_size)
             finally:
                 os.close(file)
             # Read-only wherever it is laid out; only whether it can be run matters.
@@ -181,19 +184,35 @@ def _open_below(parent: int, folder: str) -> int:
     return handle
 
 
-def _store(blobs: BlobStore, file: int) -> str:
+class _ChangedError(Exception):
+    """A file grew or shrank between its stat and its end."""
+
+
+def _store(blobs: BlobStore, file: int, size: int) -> str:
     """The SHA-256 (hex) of an open file, its content in the store. Hashed first: mostly it is there already."""
     digest = hashlib.sha256()
-    while chunk := os.read(file, CHUNK_BYTES):
+    for chunk in _chunks(file, size):
         digest.update(chunk)
     name = digest.hexdigest()
     if not blobs.has(name):
         os.lseek(file, 0, os.SEEK_SET)
         with blobs.writer() as writer:
-            while chunk := os.read(file, CHUNK_BYTES):
+            for chunk in _chunks(file, size):
                 writer.write(chunk)
             writer.commit(name)
     return name
+
+
+def _chunks(file: int, size: int) -> Iterator[bytes]:
+    """Exactly `size` bytes and the end, so that neither a growing file nor a wrong size gets into a manifest."""
+    left = size
+    while chunk := os.read(file, min(CHUNK_BYTES, left + 1)):
+        left -= len(chunk)
+        if left < 0:
+            raise _ChangedError
+        yield chunk
+    if left:
+        raise _ChangedError
 
 
 def _kind(mode: int) -> str:

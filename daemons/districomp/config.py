@@ -19,6 +19,7 @@ from msgspec.structs import replace
 from districomp.errors import ConfigError
 from districomp.units import parse_duration
 from districomp.yamlfile import Document, YamlError
+from districomp.yamltree import FILE_BYTES_MAX
 
 DEFAULT_ADDRESS: Final = "127.0.0.1"
 CONTROL_PORT: Final = 8420
@@ -172,7 +173,12 @@ class WorkerConfig(msgspec.Struct, frozen=True):
 
 def load_coordinator(path: Path | None, paths: Paths) -> CoordinatorConfig:
     """`dcoord.yaml` (None: the one of the configuration folder, which may be absent). ConfigError with every fault."""
-    document, config = _read(path, paths.config / "dcoord.yaml", CoordinatorConfig)
+    return parse_coordinator_file(*_read(path, paths.config / "dcoord.yaml"), paths)
+
+
+def parse_coordinator_file(data: bytes, file: str, paths: Paths) -> CoordinatorConfig:
+    """The settings in the bytes of a `dcoord.yaml`. ConfigError with every fault."""
+    document, config = _convert(data, file, CoordinatorConfig)
     _check_name(document, "name", config.name)
     for key, address in (
         ("listen", config.listen.address),
@@ -187,7 +193,15 @@ def load_coordinator(path: Path | None, paths: Paths) -> CoordinatorConfig:
     _check_interfaces(document, config.discovery)
     _finish(document)
     journal = config.journal if config.journal.path != Path() else Journal(paths.coordinator_state / "journal.sqlite")
-    return replace(config, name=config.name or default_name(), journal=journal)
+    return replace(
+        config,
+        name=config.name or default_name(),
+        # As an address proper, for a socket's sake: localhost may be two.
+        listen=replace(config.listen, address=check_loopback(config.listen.address)),
+        web=replace(config.web, address=check_loopback(config.web.address)),
+        data=replace(config.data, address=check_loopback(config.data.address)),
+        journal=journal,
+    )
 
 
 def load_worker(path: Path | None, paths: Paths, environ: Mapping[str, str] = os.environ) -> WorkerConfig:
@@ -195,7 +209,12 @@ def load_worker(path: Path | None, paths: Paths, environ: Mapping[str, str] = os
 
     DISTRICOMP_COORDINATOR and DISTRICOMP_TOKEN_FILE stand above the file, the command line above both.
     """
-    document, config = _read(path, paths.config / "dworker.yaml", WorkerConfig)
+    return parse_worker_file(*_read(path, paths.config / "dworker.yaml"), environ)
+
+
+def parse_worker_file(data: bytes, file: str, environ: Mapping[str, str]) -> WorkerConfig:
+    """The settings in the bytes of a `dworker.yaml`, the environment's above them. ConfigError with every fault."""
+    document, config = _convert(data, file, WorkerConfig)
     _check_name(document, "name", config.name)
     _check_name(document, "cluster", config.cluster)
     if config.coordinator:
@@ -278,16 +297,21 @@ def _xdg(environ: Mapping[str, str], variable: str, default: Path) -> Path:
     return Path(value) if value.startswith("/") else default
 
 
-def _read(path: Path | None, default: Path, cls: type[C]) -> tuple[Document, C]:
-    """The file's Document and Struct; an absent default file is an empty one."""
+def _read(path: Path | None, default: Path) -> tuple[bytes, str]:
+    """A file's bytes and its name for messages; an absent default file is an empty one."""
     chosen = path or default
-    data = b""
-    if path is not None or chosen.exists():
-        try:
-            data = chosen.read_bytes()
-        except OSError as error:
-            raise ConfigError(f"{chosen}: cannot be read: {error.strerror}") from error
-    document = Document(data, str(chosen))
+    try:
+        # A little more than is allowed, so that the reader of the text can say that it is too much.
+        with chosen.open("rb") as file:
+            return file.read(FILE_BYTES_MAX + 1), str(chosen)
+    except OSError as error:
+        if path is None and isinstance(error, FileNotFoundError | NotADirectoryError):
+            return b"", str(chosen)
+        raise ConfigError(f"{chosen}: cannot be read: {error.strerror}") from error
+
+
+def _convert(data: bytes, file: str, cls: type[C]) -> tuple[Document, C]:
+    document = Document(data, file)
     config = document.convert(cls)
     if config is None:
         raise YamlError(document.problems)

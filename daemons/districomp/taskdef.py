@@ -241,7 +241,7 @@ def _surplus(name: str, known: Mapping[str, Param]) -> str:
 def _describe(param: Param) -> str:
     nouns = {"str": "a text", "int": "a whole number", "float": "a number", "bool": "true or false", "path": "a path"}
     noun = nouns.get(param.type, "a list of texts")
-    unit = " entries" if param.type == "list" else ""
+    unit = "" if param.type != "list" else " entry" if param.min == 1 and param.max is None else " entries"
     if param.min is not None and param.max is not None:
         return f"{noun} from {param.min:.15g} to {param.max:.15g}{unit}"
     if param.min is not None:

@@ -84,7 +84,7 @@ class TaskFile(msgspec.Struct):
     description: Annotated[str, msgspec.Meta(max_length=1000)] = ""
     command: list[str] = []
     stream: list[str] = []
-    format: Literal["lines", "json"] | None = None
+    format: Literal["lines", "json"] = "lines"
     bundle: str = ""
     params: dict[str, ParamKeys] = {}
     env: dict[str, str] = {}
@@ -143,7 +143,7 @@ def _definition(document: Document, name: str, spec: TaskFile) -> Definition:
     runner, argv = _runner(document, spec)
     params = _params(document, spec)
     _check_arguments(document, runner, argv, params)
-    if spec.format is not None and runner == "command":
+    if document.has(("format",)) and runner == "command":
         document.problem(("format",), "is for stream; a command reads its standard input as it is")
     if runner == "command" or spec.format != "json":
         _check_params_used(document, argv, params)
@@ -158,7 +158,7 @@ def _definition(document: Document, name: str, spec: TaskFile) -> Definition:
         description=spec.description.strip(),
         runner=runner,
         argv=argv,
-        format=spec.format or "lines",
+        format=spec.format,
         params=params,
         env=spec.env,
         limits=Limits(spec.limits.time, spec.limits.data, spec.limits.result),

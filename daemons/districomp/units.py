@@ -33,7 +33,7 @@ _SIZE_UNITS: Final = {
     "GiB": 2**30,
     "TiB": 2**40,
 }
-_PART: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)([A-Za-zµ]*)")
+_PART: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]*) ?")
 _SIZE: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]*)")
 _UNLIMITED: Final = "unlimited"
 
@@ -106,5 +106,5 @@ def _unit_fault(text: str, unit: str, units: dict[str, int] | dict[str, Decimal]
     known = ", ".join(units)
     close = [known_unit for known_unit in units if known_unit.lower() == unit.lower()]
     close = close or get_close_matches(unit, list(units), 1)
-    hint = f", did you mean {close[0]!r}" if close else ""
-    return f"{text!r}: unknown unit {unit!r}{hint}; the units are {known}"
+    hint = f"did you mean {close[0]!r}?" if close else f"the units are {known}"
+    return f"{text!r}: unknown unit {unit!r}; {hint}"

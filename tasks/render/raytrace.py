@@ -1,4 +1,4 @@
-"""A ray tracer in plain Python: `raytrace.py STRIP STRIPS [WIDTH HEIGHT]` prints one strip's pixels as raw RGB.
+"""A ray tracer in plain Python: `raytrace.py STRIP STRIPS WIDTH HEIGHT` prints one strip's pixels as raw RGB.
 
 The picture: metal and lacquer balls on a polished chequered floor at sunset. A strip is a band of whole
 rows, so that all strips' outputs one after the other are the picture (`stitch.py` makes a PNG of them).
@@ -79,8 +79,10 @@ SUN_SPREAD = 0.055
 BOUNCES = 3
 CONTRAST = 0.004
 CONTRAST_INSIDE = 0.05
-"""A pixel whose corners differ by more than this (squared) is sampled again, SUB x SUB times; inside one ball."""
 SUB = 3
+"""A pixel whose corners differ by more than CONTRAST (squared) is sampled again, SUB x SUB times.
+
+CONTRAST_INSIDE is for corners that are all of one thing: most such edges are soft already."""
 
 
 def sky(dx: float, dy: float, dz: float) -> Colour:
@@ -148,7 +150,8 @@ def light(px: float, py: float, pz: float, nx: float, ny: float, nz: float, own:
         if sun > 0.0:
             along = cx * sx + cy * sy + cz * sz
             if along > 0.0:
-                gap = sqrt(square - along * along) - radius
+                past = square - along * along
+                gap = (sqrt(past) if past > 0.0 else 0.0) - radius
                 spread = SUN_SPREAD * along
                 if gap < spread:
                     part = 0.5 + 0.5 * gap / spread
@@ -322,7 +325,7 @@ def render(top: int, bottom: int, width: int, height: int) -> bytes:
 
 
 def _is_rough(corners: tuple[Sample, ...]) -> bool:
-    """Whether a pixel has an edge in it: of a ball, or in what a ball shows. The floor's are filtered already."""
+    """Whether a pixel has an edge in it: of a thing, or a sharp one in what it shows."""
     (ar, ag, ab, one), (br, bg, bb, two), (cr, cg, cb, three), (dr, dg, db, four) = corners
     limit = CONTRAST_INSIDE if one is two is three is four else CONTRAST
     ar, ag, ab = ar - dr, ag - dg, ab - db
@@ -342,9 +345,13 @@ def _mean(samples: tuple[Sample, ...]) -> bytes:
 
 def main(arguments: list[str]) -> int:
     """Render strip `arguments[0]` of `arguments[1]` to standard output."""
-    strip, strips, width, height = (int(argument) for argument in arguments)
+    try:
+        strip, strips, width, height = (int(argument) for argument in arguments)
+    except ValueError:
+        print("four whole numbers are wanted: STRIP STRIPS WIDTH HEIGHT", file=sys.stderr)
+        return 2
     if not 0 <= strip < strips or height % strips:
-        print(f"no strip {strip}: {height} rows make {strips} strips, numbered from 0", file=sys.stderr)
+        print(f"no strip {strip}: {height} rows in {strips} strips, numbered from 0", file=sys.stderr)
         return 2
     rows = height // strips
     sys.stdout.buffer.write(render(strip * rows, (strip + 1) * rows, width, height))
