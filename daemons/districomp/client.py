@@ -179,11 +179,11 @@ class Client:
         while True:
             rows = self._results(job, after, wait, deadline)
             for body in rows.rows:
-                outcome = _outcomes.decode(body)
-                sweep = outcome.sweep if outcome.sweep is not None else sweep
                 if ended_marks is None:
                     ended_marks = bytearray(tasks if tasks is not None else self.job(job).document().tasks)
-                for record in ended_tasks(outcome):
+                row_sweep, ended = _unpacked(body, len(ended_marks))
+                sweep = sweep if row_sweep is None else row_sweep
+                for record in ended:
                     ended_marks[record.index] = 1
                     yield record
             after = rows.after
@@ -365,6 +365,18 @@ def _document(body: bytes, kind: type[Document]) -> Document:
         return msgspec.msgpack.decode(body, type=kind)
     except msgspec.MsgspecError as error:
         raise RemoteProtocolError(f"the coordinator sent a {kind.__name__} that cannot be read: {error}") from error
+
+
+def _unpacked(row: bytes, tasks: int) -> tuple[int | None, list[TaskRecord]]:
+    """A row's sweep and the tasks that it ends. RemoteProtocolError if it makes no sense for a job of `tasks` tasks."""
+    try:
+        outcome = _outcomes.decode(row)
+        ended = list(ended_tasks(outcome))
+    except (msgspec.MsgspecError, IndexError) as error:
+        raise RemoteProtocolError(f"the coordinator sent a row that cannot be read: {error}") from error
+    if any(not 0 <= record.index < tasks for record in ended):
+        raise RemoteProtocolError(f"the coordinator sent a result of a task that job {outcome.job} does not have")
+    return outcome.sweep, ended
 
 
 Expected = TypeVar("Expected", Accepted, Reply, ResultRows)

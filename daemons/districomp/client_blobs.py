@@ -51,7 +51,7 @@ class Blobs:
                 return
             file.seek(start)
             headers = {"Content-Length": str(size), "Content-Type": "application/octet-stream"}
-            connection.request("PUT", path, body=_chunks(file), headers=headers)
+            connection.request("PUT", path, body=_exactly(file, size), headers=headers)
             response = connection.getresponse()
             text = response.read(ERROR_TEXT_MAX).decode("utf-8", "replace").strip()
             response.read()
@@ -131,8 +131,14 @@ class Blobs:
         return self._connection, parts.path.rstrip("/")
 
 
-def _chunks(file: IO[bytes]) -> Iterator[bytes]:
-    while chunk := file.read(CHUNK_BYTES):
+def _exactly(file: IO[bytes], size: int) -> Iterator[bytes]:
+    """What was hashed and announced, not a byte more or less; UsageError if the file has shrunk since."""
+    while size:
+        chunk = file.read(min(size, CHUNK_BYTES))
+        if not chunk:
+            name = getattr(file, "name", "the input")
+            raise UsageError(f"{name} became shorter while it was read; submit it again once nothing writes to it")
+        size -= len(chunk)
         yield chunk
 
 

@@ -353,7 +353,11 @@ class DataPort:
             def log_message(self, *_arguments: Any) -> None:
                 """Tests read requests."""
 
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        class Server(http.server.ThreadingHTTPServer):
+            def handle_error(self, *_arguments: Any) -> None:
+                """A client that gives up in the middle is what some tests are about."""
+
+        self._server = Server(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
         self._thread.start()
@@ -363,6 +367,16 @@ class DataPort:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join(BOUND_S)
+
+
+def in_background(*acts: Callable[[], Any]) -> threading.Thread:
+    def act_in_turn() -> None:
+        for act in acts:
+            act()
+
+    thread = threading.Thread(target=act_in_turn)
+    thread.start()
+    return thread
 
 
 @contextlib.contextmanager

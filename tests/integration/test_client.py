@@ -1,20 +1,21 @@
 """The client library against a coordinator made by hand: what goes over the wire, and what breaks on the way."""
 
-import hashlib
-import io
+import os
 import random
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 import districomp
-from districomp import client_blobs, client_link, client_results
+from districomp import client_link, client_results
 from districomp.client import Client
 from districomp.client_items import FRAME_ITEMS_MAX, Lines
+from districomp.client_link import CONTROL_PORT, local_sockets, parse_address
+from districomp.config import Paths
 from districomp.documents import StatusDocument
 from districomp.errors import (
     DistricompError,
@@ -24,9 +25,9 @@ from districomp.errors import (
     UnreachableError,
     UsageError,
 )
-from districomp.messages import BATCH_BYTES, Goodbye, Items, Query, Results, Submit, Watch
-from districomp.model import CANCELLED, DONE, FAILED, QUEUED, Blob, File
-from tests.integration.clientlab import DataPort, Lab, running
+from districomp.messages import BATCH_BYTES, Goodbye, Items, Outcome, Query, Results, Submit, Watch
+from districomp.model import CANCELLED, DONE, FAILED, QUEUED, File
+from tests.integration.clientlab import DataPort, Lab, in_background, running
 
 
 @pytest.fixture
@@ -40,26 +41,6 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
 def client(lab: Lab) -> Iterator[Client]:
     with Client() as connected:
         yield connected
-
-
-@pytest.fixture
-def data_port(lab: Lab) -> Iterator[DataPort]:
-    port = DataPort()
-    lab.data_url = port.url
-    try:
-        yield port
-    finally:
-        port.close()
-
-
-def in_background(*acts: Callable[[], Any]) -> threading.Thread:
-    def act_in_turn() -> None:
-        for act in acts:
-            act()
-
-    thread = threading.Thread(target=act_in_turn)
-    thread.start()
-    return thread
 
 
 def status_of(coordinator: str | None = None) -> StatusDocument:
@@ -133,6 +114,44 @@ def test_no_right_to_something(lab: Lab, client: Client) -> None:
     lab.refusal = ("not_allowed", "only admins may")
     with pytest.raises(NotAllowedError, match="only admins"):
         client.status()
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port"),
+    [
+        ("somewhere:1", "somewhere", 1),
+        ("somewhere", "somewhere", CONTROL_PORT),
+        ("192.0.2.1:65535", "192.0.2.1", 65535),
+        ("[2001:db8::1]:9", "2001:db8::1", 9),
+        ("[2001:db8::1]", "2001:db8::1", CONTROL_PORT),
+        ("2001:db8::1", "2001:db8::1", CONTROL_PORT),
+    ],
+)
+def test_addresses(text: str, host: str, port: int) -> None:
+    address = parse_address(text, "coordinator")
+    assert (address.path, address.host, address.port) == (None, host, port)
+    assert parse_address(str(address), "coordinator").port == port
+
+
+@pytest.mark.parametrize("text", ["", ":1", "somewhere:", "somewhere:0", "somewhere:65536", "somewhere:port", "[]:1"])
+def test_what_is_no_address(text: str) -> None:
+    with pytest.raises(UsageError, match=r"^DISTRICOMP_COORDINATOR: .*HOST:PORT"):
+        parse_address(text, "DISTRICOMP_COORDINATOR")
+
+
+@pytest.mark.parametrize("user", [0, 1000])
+@pytest.mark.parametrize("environment", [{}, {"XDG_RUNTIME_DIR": "/tmp/run"}, {"XDG_STATE_HOME": "/tmp/state"}])
+@pytest.mark.parametrize("own", [{}, {"DISTRICOMP_RUNTIME_DIR": "relative"}])
+def test_the_socket_is_where_the_daemon_puts_it(
+    monkeypatch: pytest.MonkeyPatch, user: int, environment: dict[str, str], own: dict[str, str]
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    for name in ("XDG_RUNTIME_DIR", "XDG_STATE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in (environment | own).items():
+        monkeypatch.setenv(name, value)
+    assert local_sockets()[0] == Paths.from_environment().control_socket
+    assert own or local_sockets()[-1] == Path("/run/districomp/control.sock")
 
 
 # ---- submitting ----
@@ -391,79 +410,15 @@ def test_an_answer_that_makes_no_sense(lab: Lab, client: Client) -> None:
         client._query(client_results.TaskRecord, noun="status")
 
 
-# ---- payloads above 64 KiB ----
-
-LARGE = b"0123456789abcdef" * 10_000
-DIGEST = hashlib.sha256(LARGE)
-
-
-def test_large_items_are_uploaded_once(lab: Lab, client: Client, data_port: DataPort, tmp_path: Path) -> None:
-    path = tmp_path / "large"
-    path.write_bytes(LARGE)
-    blob = Blob(DIGEST.digest(), len(LARGE))
-    client.submit("d", items=[LARGE, b"small", File("p", LARGE), path])
-    assert submitted(lab)[1] == [blob, b"small", File("p", blob), blob]
-    client.submit("d", files=[path])
-    assert submitted(lab)[1] == [File(str(path), blob)]
-    assert data_port.blobs == {DIGEST.hexdigest(): LARGE}
-    assert sum(request.startswith("PUT") for request in data_port.requests) == 1
-
-
-def test_a_long_line_is_uploaded(lab: Lab, client: Client, data_port: DataPort, tmp_path: Path) -> None:
-    path = tmp_path / "lines"
-    edge = b"e" * 65536
-    path.write_bytes(b"a\n" + LARGE + b"\n\n" + edge + b"\n" + LARGE)
-    client.submit("d", items=Lines(str(path)))
-    blob = Blob(DIGEST.digest(), len(LARGE))
-    assert submitted(lab)[1] == [b"a", blob, b"", edge, blob]
-
-
-def test_large_results_are_fetched_and_checked(
-    lab: Lab, client: Client, data_port: DataPort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data_port.blobs[DIGEST.hexdigest()] = LARGE
-    job = client.submit("d", data="a")
-    lab.end(1, [0], [Blob(DIGEST.digest(), len(LARGE))])
-    (result,) = job.results()
-    assert result.read() == LARGE
-    result.save(tmp_path / "out")
-    assert (tmp_path / "out").read_bytes() == LARGE
-    assert not list(tmp_path.glob("*.part"))
-    data_port.blobs[DIGEST.hexdigest()] = LARGE[:-1] + b"?"
-    monkeypatch.setattr(client_blobs, "PATIENCE_S", 0.1)
-    with pytest.raises(client_blobs.DataPortError):
-        result.read()
-
-
-@pytest.mark.parametrize("faults", [[0], [503, 500], [0, 503, 0]])
-def test_a_data_port_that_stumbles(lab: Lab, client: Client, data_port: DataPort, faults: list[int]) -> None:
-    data_port.faults = faults.copy()
-    client.submit("d", data=io.BytesIO(LARGE).getvalue())
-    assert data_port.blobs == {DIGEST.hexdigest(): LARGE}
-    assert not data_port.faults
-
-
-def test_a_data_port_that_refuses(lab: Lab, client: Client, data_port: DataPort) -> None:
-    data_port.faults = [404, 413]
-    with pytest.raises(client_blobs.DataPortError, match="413"):
-        client.submit("d", data=LARGE)
-    assert not lab.jobs
-
-
-def test_a_data_port_that_comes_late(lab: Lab, client: Client) -> None:
-    waiting = in_background(lambda: client.submit("d", data=LARGE))
-    lab.wait_for(lambda: len(lab.received) > 2)
-    port = DataPort()
-    lab.data_url = port.url
-    waiting.join(20)
-    port.close()
-    assert len(lab.jobs) == 1
-
-
-def test_no_data_port_at_all(lab: Lab, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_blobs, "PATIENCE_S", 0.1)
-    with pytest.raises(client_blobs.DataPortError, match="dcoord-web"):
-        client.submit("d", data=LARGE)
+def test_rows_that_make_no_sense(lab: Lab, client: Client) -> None:
+    for columns in ({"indexes": [5]}, {"indexes": [0, 1], "states": [DONE]}):
+        job = client.submit("d", items=["a", "b"])
+        lab.jobs[job.number].rows.append(msgspec.msgpack.encode(Outcome(job.number, 1, "w", **columns)))  # type: ignore[arg-type]
+        with pytest.raises(RemoteProtocolError):
+            list(job.results(timeout=5))
+    lab.jobs[job.number].rows = [b"no row"]
+    with pytest.raises(RemoteProtocolError):
+        list(job.results(timeout=5))
 
 
 def test_a_cancelled_state_is_told(lab: Lab, client: Client) -> None:
