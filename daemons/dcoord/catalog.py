@@ -224,7 +224,8 @@ def _news(before: list[DefinitionDocument], after: list[DefinitionDocument]) -> 
             lines.append(f"definition {document.name} {verb}: version {document.version[:12]} from {document.origin}")
         if document.problems and (known is None or known.problems != document.problems):
             kept = f" (version {document.version[:12]} stays)" if document.version else ""
-            lines += [problem + kept for problem in document.problems]
+            # The first line of each: a log has no carets.
+            lines += [problem.partition("\n")[0] + kept for problem in document.problems]
         if known is not None and known.problems and not document.problems:
             lines.append(f"definition {document.name}: {document.origin} is in order again")
     lines += [f"definition {name} removed" for name, _ in old if name]
