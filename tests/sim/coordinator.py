@@ -1,0 +1,296 @@
+"""The coordinator in the simulator: the real core with a driver like the daemon's, a journal in memory, and its crashes.
+
+The driver is that of docs/architecture.md: handle the batch, tick, commit, only then send. Everything that a
+process has in memory is in `Process`, so that a crash is to drop it.
+"""
+
+from random import Random
+from typing import Final
+
+from dcoord.core.core import Core, Settings
+from dcoord.core.effects import Close, Effect, ReadPayload, Send
+from dcoord.core.events import DefinitionsChanged, Degraded, Events, Gone, PayloadRead, Received, SpaceLeft
+from dcoord.core.records import Record
+from districomp import wire
+from districomp.messages import Goodbye, Message, Reply, ResultRows, Results
+from districomp.taskdef import Definition
+from tests.sim.faults import Rates, Tally
+from tests.sim.journal import CLUSTER, Journal
+from tests.sim.loop import Clock, Loop
+from tests.sim.network import End
+from tests.sim.oracle import Oracle
+
+ROWS_MAX: Final = 64
+"""Rows in one answer to a client."""
+ROOMY_BYTES: Final = 1 << 40
+FULL_BYTES: Final = 1 << 20
+
+
+class Peer:
+    """One connection, as the coordinator has it."""
+
+    __slots__ = ("decoder", "end", "is_greeted", "number")
+
+    def __init__(self, number: int, end: End) -> None:
+        self.number = number
+        self.end = end
+        self.decoder = wire.Decoder()
+        self.is_greeted = False
+
+
+class Coordinator:
+    """The machine: what outlives a crash is here, the running process is `process`."""
+
+    def __init__(
+        self, loop: Loop, random: Random, rates: Rates, tally: Tally, oracle: Oracle, lease_s: float, check_every: int
+    ) -> None:
+        self.loop = loop
+        self.random = random
+        self.rates = rates
+        self.tally = tally
+        self.oracle = oracle
+        self.settings = Settings(CLUSTER, "sim", lease_s)
+        self.clock = Clock(loop, 1_000_000.0)
+        self.journal = Journal()
+        self.definitions: dict[str, Definition] = {}
+        self.process: Process | None = None
+        self.last_peer = 0
+        self.check_every = check_every
+        self.armed: list[str] = []
+        """Faults that strike at the next commit."""
+        self.slow_until = self.full_until = self.short_until = 0.0
+        oracle.journal = self.journal
+
+    def accept(self, end: End) -> "Process | None":
+        """A connection comes in; None while no process runs."""
+        if self.process is not None:
+            self.process.attach(end)
+        return self.process
+
+    def start(self) -> None:
+        """Start a process, if none runs."""
+        if self.process is None:
+            self.journal.begin()
+            self.process = Process(self)
+            self.process.wake()
+
+    def crash(self) -> None:
+        """The process is gone, with all it had in memory; it comes back after a while."""
+        process, self.process = self.process, None
+        if process is None:
+            return
+        process.is_alive = False
+        for peer in process.peers.values():
+            peer.end.cut(is_seen_here=False, is_seen_there=self.random.random() > self.rates.stay_unaware / 4)
+        self.loop.after(self.random.uniform(0.1, 1.5 * self.settings.lease_s), self.start)
+
+    def strike(self, kind: str) -> bool:
+        """Whether a fault that was armed strikes now."""
+        if kind not in self.armed:
+            return False
+        self.armed.remove(kind)
+        self.tally.count(kind)
+        return True
+
+    def jump_clock(self, by_s: float) -> None:
+        """Somebody sets the clock."""
+        self.clock.offset_s += by_s
+        if self.process is not None:
+            self.process.arm()
+
+    def feed(self, event: Events) -> None:
+        """Something happens that is not of the network."""
+        if self.process is not None:
+            self.process.put(event)
+
+
+class Process:
+    """One life of the coordinator."""
+
+    def __init__(self, home: Coordinator) -> None:
+        self.home = home
+        self.is_alive = True
+        self.peers: dict[int, Peer] = {}
+        self._numbers: dict[End, int] = {}
+        self._inbox: list[Events] = []
+        self._is_busy = False
+        self._wake_at = float("inf")
+        self._turns = 0
+        self.core = self._new_core(0)
+
+    def _new_core(self, next_lease: int) -> Core:
+        home = self.home
+        restored = home.journal.restore()
+        core = Core(home.settings, restored, home.clock.now(), next_lease=next_lease)
+        home.oracle.compare(core)
+        free_bytes = FULL_BYTES if home.loop.now < home.short_until else ROOMY_BYTES
+        self._inbox += [DefinitionsChanged(dict(home.definitions)), SpaceLeft(free_bytes)]
+        return core
+
+    # ---- what comes in ----
+
+    def attach(self, end: End) -> None:
+        """A new connection."""
+        self.home.last_peer += 1
+        self.peers[self.home.last_peer] = Peer(self.home.last_peer, end)
+        self._numbers[end] = self.home.last_peer
+
+    def on_bytes(self, end: End, data: bytes) -> None:
+        """Bytes of a peer, cut anywhere."""
+        peer = self.peers.get(self._numbers.get(end, 0))
+        if peer is None or not self.is_alive:
+            return
+        now = self.home.clock.now()
+        for message in peer.decoder.receive(data):
+            if not peer.is_greeted:
+                peer.is_greeted = True
+                peer.decoder.greeted()
+            self._inbox.append(Received(peer.number, message, now, "127.0.0.1"))
+        self.wake()
+
+    def on_closed(self, end: End) -> None:
+        """A peer closed its connection, or it broke."""
+        number = self._numbers.pop(end, 0)
+        if self.peers.pop(number, None) is not None:
+            self.put(Gone(number, self.home.clock.now()))
+
+    def put(self, event: Events) -> None:
+        """Something happens."""
+        self._inbox.append(event)
+        self.wake()
+
+    def wake(self) -> None:
+        """Have a turn as soon as the last one is over."""
+        if not self._is_busy and self._wake_at > self.home.loop.now:
+            self._wake_at = self.home.loop.now
+            self.home.loop.at(self._wake_at, self._turn)
+
+    def arm(self) -> None:
+        """Have a turn at the core's deadline."""
+        due = self.core.deadline()
+        if due is not None and not self._is_busy:
+            at = self.home.clock.true(due)
+            if at < self._wake_at:
+                self._wake_at = at
+                self.home.loop.at(at, self._turn)
+
+    # ---- a turn ----
+
+    def _turn(self) -> None:
+        home = self.home
+        if not self.is_alive or self._is_busy or home.loop.now < self._wake_at:
+            return
+        self._wake_at = float("inf")
+        batch, self._inbox = self._inbox, []
+        now = home.clock.now()
+        effects = self.core.handle_batch(batch, now)
+        effects += self.core.tick(now)
+        self._turns += 1
+        if self._turns % home.check_every == 0:
+            self.core.check()
+        records = [effect for effect in effects if isinstance(effect, Record)]
+        if not records:
+            self._send(batch, effects)
+            return
+        assert not self.core.degraded, f"a degraded core wants to write {records}"
+        if home.strike("coordinator crash before commit"):
+            home.crash()
+            return
+        self._is_busy = True
+        slow = home.loop.now < home.slow_until
+        commit_s = home.random.uniform(0.5, 3.0) if slow else home.random.uniform(0.1, 1.0) * home.rates.commit_s
+        home.loop.after(commit_s, self._committed, batch, records, effects)
+
+    def _committed(self, batch: list[Events], records: list[Record], effects: list[Effect | Record]) -> None:
+        home = self.home
+        if not self.is_alive:
+            return
+        self._is_busy = False
+        if home.strike("disk full"):
+            home.full_until = home.loop.now + home.random.uniform(0.5, 2.0 * home.settings.lease_s)
+        if home.loop.now < home.full_until:
+            self._degrade()
+            return
+        home.journal.commit(records)
+        home.oracle.committed(records)
+        if home.strike("coordinator crash before send"):
+            home.crash()
+            return
+        self._send(batch, effects)
+
+    def _send(self, batch: list[Events], effects: list[Effect | Record]) -> None:
+        """Carry the effects out, one write a connection; then serve the questions of the batch."""
+        out: dict[int, bytearray] = {}
+        closing: dict[int, Close] = {}
+        for effect in effects:
+            if isinstance(effect, Send):
+                if effect.peer in self.peers and effect.peer not in closing:
+                    out.setdefault(effect.peer, bytearray()).extend(wire.encode(effect.message))
+            elif isinstance(effect, Close):
+                closing.setdefault(effect.peer, effect)
+            elif isinstance(effect, ReadPayload):
+                self.home.loop.after(self.home.random.uniform(0.0001, 0.01), self._read_payload, effect)
+        self._answer(batch, out)
+        for number, data in out.items():
+            if number in self.peers:
+                self.peers[number].end.send(bytes(data))
+        for close in closing.values():
+            self._close(close.peer, close.code, close.text)
+        if self._inbox:
+            self.wake()
+        self.arm()
+
+    def _answer(self, batch: list[Events], out: dict[int, bytearray]) -> None:
+        answers: list[tuple[int, Message]] = []
+        for number, request, _job in self.core.cancelled_requests:
+            answers.append((number, Reply(request, [])))
+        self.core.cancelled_requests.clear()
+        for event in batch:
+            if isinstance(event, Received) and isinstance(event.message, Results):
+                answers.append((event.peer, self._rows(event.message)))
+        for number, message in answers:
+            if number in self.peers:
+                out.setdefault(number, bytearray()).extend(wire.encode(message))
+
+    def _rows(self, question: Results) -> ResultRows:
+        journal = self.home.journal
+        packed = journal.rows[question.job].packed
+        rows = packed[question.after : question.after + ROWS_MAX]
+        after = question.after + len(rows)
+        is_ended = question.job in journal.ends and after == len(packed)
+        return ResultRows(question.request, rows, after, is_ended)
+
+    def _read_payload(self, effect: ReadPayload) -> None:
+        if self.is_alive:
+            self.put(PayloadRead(effect.job, effect.first, self.home.journal.read_payload(effect.job, effect.first)))
+
+    def _close(self, number: int, code: str, text: str) -> None:
+        peer = self.peers.pop(number, None)
+        if peer is not None:
+            self._numbers.pop(peer.end, None)
+            peer.end.send(wire.encode(Goodbye(code, text)))
+            peer.end.close()
+            self.put(Gone(number, self.home.clock.now()))
+
+    # ---- a full disk ----
+
+    def _degrade(self) -> None:
+        """Nothing of the batch was sent: a new core on what is on disk, which refuses work until the disk takes it."""
+        reason = "no space left on the simulated device"
+        waiting, self._inbox = self._inbox, []
+        self.core = self._new_core(self.core.next_lease)
+        self._inbox += [Degraded(reason), *waiting]
+        for number in list(self.peers):
+            self._close(number, "degraded", reason)
+        self._probe()
+        self.wake()
+
+    def _probe(self) -> None:
+        if not self.is_alive:
+            return
+        if self.home.loop.now < self.home.full_until:
+            self.home.loop.after(0.5, self._probe)
+        else:
+            self.put(Degraded(""))
+
+

@@ -1,0 +1,322 @@
+"""A worker in the simulator: a machine with a lasting id, and the processes that live on it one after the other.
+
+The core is the real one; the connection, the runner and the uploads around it are simulated.
+"""
+
+from random import Random
+from typing import Final
+
+from districomp import wire
+from districomp.messages import (
+    PROTOCOL_VERSION,
+    AnyMessage,
+    Goodbye,
+    HelloWorker,
+    Machine,
+    Welcome,
+)
+from districomp.model import Blob
+from dworker.core import Settings, WorkerCore
+from dworker.events import (
+    AttemptsEnded,
+    Connected,
+    Discard,
+    Disconnected,
+    Effects,
+    Events,
+    Exit,
+    Received,
+    Reset,
+    SendMessage,
+    Shutdown,
+    StartAttempts,
+    StopAttempts,
+    Upload,
+    Uploaded,
+)
+from tests.sim.coordinator import Coordinator
+from tests.sim.faults import Rates, Tally
+from tests.sim.loop import Clock, Loop
+from tests.sim.network import End, Network
+from tests.sim.oracle import Oracle
+from tests.sim.profiles import Profile
+from tests.sim.runner import Runner
+
+GREETING_S: Final = 5.0
+BACKOFF_S_FIRST: Final = 0.2
+BACKOFF_S_MAX: Final = 5.0
+
+
+class Surroundings:
+    """What all workers share."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        random: Random,
+        rates: Rates,
+        tally: Tally,
+        network: Network,
+        oracle: Oracle,
+        coordinator: Coordinator,
+        profiles: dict[str, Profile],
+        check_rate: float,
+    ) -> None:
+        self.loop = loop
+        self.random = random
+        self.rates = rates
+        self.tally = tally
+        self.network = network
+        self.oracle = oracle
+        self.coordinator = coordinator
+        self.profiles = profiles
+        self.check_rate = check_rate
+
+
+class Host:
+    """A machine. `worker` is the id that it believes to be its own."""
+
+    def __init__(self, around: Surroundings, worker: str, slots: int) -> None:
+        self.around = around
+        self.worker = worker
+        self.slots = slots
+        self.clock = Clock(around.loop, around.random.uniform(0.0, 1e6))
+        self.process: WorkerProcess | None = None
+        self.is_retired = False
+
+    def start(self) -> None:
+        """Start a worker process, if none runs."""
+        if self.process is None and not self.is_retired:
+            self.process = WorkerProcess(self)
+            self.process.dial()
+
+    def crash(self, down_s: float) -> None:
+        """The process is gone with its tasks; sometimes the whole machine, so that nobody hears of it."""
+        process, self.process = self.process, None
+        if process is not None:
+            process.die()
+            if process.end is not None:
+                is_seen = self.around.random.random() > self.around.rates.stay_unaware
+                process.end.cut(is_seen_here=False, is_seen_there=is_seen)
+        self.around.loop.after(down_s, self.start)
+
+
+class WorkerProcess:
+    """One life of a worker."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.around = around = host.around
+        self.number = around.random.getrandbits(63)
+        # Above all that an earlier process used, as a serial that begins with the time is.
+        first_serial = (int(around.loop.now * 1e6) << 12) + around.random.getrandbits(12)
+        self.core = WorkerCore(Settings(host.slots, first_serial))
+        self.runner = Runner(
+            around.loop, around.random, host.clock, around.oracle, around.tally, around.profiles, host.slots, self._ended
+        )
+        self.is_alive = True
+        self.end: End | None = None
+        self.is_welcome = False
+        self.asleep_until = 0.0
+        self.away_until = 0.0
+        self.stays_away_for_report = False
+        """The network keeps it away until it has something to report."""
+        self._decoder = wire.Decoder()
+        self._pending: list[Events] = []
+        self._failures = 0
+        self._dials = 0
+        self._wake_at = float("inf")
+        self._uploads: dict[int, None] = {}
+
+    def die(self) -> None:
+        """Nothing of this process happens any more."""
+        self.is_alive = self.runner.is_alive = False
+
+    def shut_down(self) -> None:
+        """SIGTERM."""
+        self._turn([Shutdown()])
+
+    # ---- the connection ----
+
+    def dial(self) -> None:
+        """Try to connect."""
+        if not self.is_alive:
+            return
+        if self.around.loop.now < self.away_until or (self.stays_away_for_report and not self.core.unacknowledged):
+            self.around.loop.after(0.5, self.dial)
+            return
+        self.stays_away_for_report = False
+        self.around.network.dial(self)
+
+    def on_open(self, end: End) -> None:
+        """The connection is made: greet."""
+        if not self.is_alive:
+            end.cut(is_seen_here=False, is_seen_there=True)
+            return
+        self.end, self.is_welcome = end, False
+        self._decoder = wire.Decoder()
+        self._decoder.greeted()
+        self._dials += 1
+        self.around.loop.after(GREETING_S, self._give_up_greeting, self._dials)
+        host = self.host
+        end.send(
+            wire.encode(
+                HelloWorker(PROTOCOL_VERSION, "", host.worker, host.worker, host.slots, Machine(), self.number)
+            )
+        )
+
+    def on_refused(self) -> None:
+        """Nobody is there."""
+        self._back_off()
+
+    def on_bytes(self, end: End, data: bytes) -> None:
+        """Bytes of the coordinator."""
+        if not self.is_alive or end is not self.end:
+            return
+        if self.around.loop.now < self.asleep_until:
+            self.around.loop.at(self.asleep_until, self.on_bytes, end, data)
+            return
+        now = self.host.clock.now()
+        events: list[Events] = []
+        is_over = False
+        for message in self._decoder.receive(data):
+            is_over = is_over or isinstance(message, Goodbye)
+            event = self._event(message, now)
+            if event is not None:
+                events.append(event)
+        self._turn(events)
+        if is_over and end is self.end:
+            end.close()
+            self.on_closed(end)
+
+    def _event(self, message: AnyMessage, now: float) -> Events | None:
+        if self.is_welcome:
+            return Received(message, now)
+        if isinstance(message, Welcome):
+            self.is_welcome = True
+            self._failures = 0
+            if self.core.unacknowledged:
+                self.around.tally.count("late result")
+            return Connected(message, now)
+        assert isinstance(message, Goodbye), f"a worker was greeted with {message}"
+        return None
+
+    def on_closed(self, end: End) -> None:
+        """The connection broke, or was closed."""
+        if not self.is_alive or end is not self.end:
+            return
+        if self.around.loop.now < self.asleep_until:
+            self.around.loop.at(self.asleep_until, self.on_closed, end)
+            return
+        self.end = None
+        if self.is_welcome:
+            self.is_welcome = False
+            self._turn([Disconnected()])
+        self._back_off()
+
+    def _give_up_greeting(self, dial: int) -> None:
+        if self.is_alive and dial == self._dials and self.end is not None and not self.is_welcome:
+            end = self.end
+            end.close()
+            self.on_closed(end)
+
+    def _back_off(self) -> None:
+        limit_s = min(BACKOFF_S_MAX, BACKOFF_S_FIRST * 2.0**self._failures)
+        self._failures = min(self._failures + 1, 10)
+        self.around.loop.after(self.around.random.uniform(0.0, limit_s), self.dial)
+
+    # ---- a turn ----
+
+    def _ended(self, event: AttemptsEnded) -> None:
+        self._turn([event])
+
+    def _turn(self, events: list[Events]) -> None:
+        """What happened goes through the core; while the machine sleeps it waits."""
+        if not self.is_alive:
+            return
+        self._pending += events
+        if self.around.loop.now < self.asleep_until:
+            self.around.loop.at(self.asleep_until, self._turn, [])
+            return
+        batch, self._pending = self._pending, []
+        now = self.host.clock.now()
+        effects = self.core.handle_batch(batch, now)
+        effects += self.core.tick(now)
+        if self.around.random.random() < self.around.check_rate:
+            self.core.check()
+        self._carry_out(effects)
+        self.arm()
+
+    def arm(self) -> None:
+        """Have a turn at the core's deadline."""
+        due = self.core.deadline()
+        if due is None or not self.is_alive:
+            return
+        at = max(self.host.clock.true(due), self.around.loop.now)
+        if at < self._wake_at:
+            self._wake_at = at
+            self.around.loop.at(at, self._wake)
+
+    def _wake(self) -> None:
+        if self.around.loop.now < self._wake_at:
+            return
+        self._wake_at = float("inf")
+        due = self.core.deadline()
+        if due is not None and self.host.clock.true(due) > self.around.loop.now + 1e-9:
+            self.arm()
+        elif due is not None:
+            self._turn([])
+
+    def _carry_out(self, effects: list[Effects]) -> None:
+        out = bytearray()
+        reset: Reset | None = None
+        for effect in effects:
+            match effect:
+                case SendMessage():
+                    out += wire.encode(effect.message)
+                case StartAttempts():
+                    self.runner.start(effect)
+                case StopAttempts():
+                    self.runner.stop(effect)
+                case Upload():
+                    self._uploads[effect.lease] = None
+                    self._upload(effect.lease, effect.blob)
+                case Discard():
+                    for lease in effect.leases:
+                        self._uploads.pop(lease, None)
+                case Reset():
+                    reset = effect
+                case Exit():
+                    self.around.loop.after(0.0, self._exit)
+        if out:
+            assert self.end is not None and self.is_welcome, "the core sends without a connection"
+            self.end.send(bytes(out))
+        if reset is not None and self.end is not None:
+            assert reset.code != "protocol", f"{self.host.worker}: {reset.text}"
+            end = self.end
+            end.send(wire.encode(Goodbye(reset.code, reset.text)))
+            end.close()
+            self.around.loop.after(0.0, self.on_closed, end)
+
+    def _exit(self) -> None:
+        if not self.is_alive:
+            return
+        assert not self.runner.busy, "a worker exits while an attempt runs"
+        self.die()
+        if self.end is not None:
+            self.end.close()
+        self.host.process = None
+        self.around.loop.after(self.around.random.uniform(0.1, 5.0), self.host.start)
+
+    def _upload(self, lease: int, blob: Blob) -> None:
+        """The data port takes a while, and is down with the coordinator."""
+        self.around.loop.after(self.around.random.uniform(0.01, 0.5), self._uploaded, lease, blob)
+
+    def _uploaded(self, lease: int, blob: Blob) -> None:
+        if not self.is_alive or lease not in self._uploads:
+            return
+        if self.around.coordinator.process is None:
+            self._upload(lease, blob)
+            return
+        del self._uploads[lease]
+        self._turn([Uploaded(lease)])
