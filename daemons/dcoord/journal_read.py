@@ -7,6 +7,7 @@ core, and must never leave a query unfinished: an open one would keep the log fr
 
 import contextlib
 from collections.abc import Iterator
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,6 +26,9 @@ VERSION: Final = 1
 """PRAGMA user_version: the tables of `schema.sql`."""
 BUSY_MS: Final = 5000
 """How long a connection waits for another one's lock; held only for moments (recovery, checkpoint)."""
+
+ENTRIES_KEPT: Final = 4
+"""Unpacked rows and unpacked chunks that a Reader keeps at hand."""
 
 _OUR_BUGS: Final = (
     apsw.BindingsError,
@@ -135,6 +139,13 @@ def select_payload(connection: apsw.Connection, job: int, first: int) -> list[It
     raise LookupError(f"job {job} has no items that begin at index {first}")
 
 
+def select_outcome(connection: apsw.Connection, job: int, serial: int) -> Outcome:
+    """A row of a job's outcomes that a head names."""
+    for (body,) in query(connection, "SELECT body FROM outcomes WHERE key = ?", (rows_of.key(job, serial),)):
+        return rows_of.unpack_outcome(body)
+    raise JournalError(f"{connection.filename} is damaged: row {serial} of job {job} is missing")
+
+
 def select_jobs(connection: apsw.Connection, job: int | None = None) -> list[RestoredJob]:
     """All jobs by number, or one, with everything but the chunks, the heads and an unended job's last serial."""
     columns = ", ".join(f"jobs.{column}" for column in _JOB_COLUMNS.split(", "))
@@ -197,6 +208,9 @@ class Reader:
             except BaseException:
                 self._connection.close()
                 raise
+        # Neighbouring tasks share rows and chunks, which never change once written.
+        self._items = lru_cache(ENTRIES_KEPT)(partial(select_payload, self._connection))
+        self._outcome = lru_cache(ENTRIES_KEPT)(partial(select_outcome, self._connection))
 
     def item(self, job: int, index: int) -> Item | None:
         """What a task was given; None if there is no such task, b"" if its job has no input."""
@@ -209,17 +223,16 @@ class Reader:
                 return str(start + index * step).encode()
             chunk = query(
                 self._connection,
-                "SELECT key, count, items FROM payloads WHERE key BETWEEN ? AND ? ORDER BY key DESC LIMIT 1",
+                "SELECT key, count FROM payloads WHERE key BETWEEN ? AND ? ORDER BY key DESC LIMIT 1",
                 (rows_of.key(job, 0), rows_of.key(job, index)),
             )
             if not chunk:
                 return b""
-            key, count, items = chunk[0]
-            place = index - (key & rows_of.LOW_MASK)
-            if place >= count:
+            first, count = chunk[0][0] & rows_of.LOW_MASK, chunk[0][1]
+            if index - first >= count:
                 raise JournalError(f"{self._path} is damaged: the item of task {job}.{index} is missing")
-            item: Item = rows_of.unpack_items(items)[place]
-            return item
+            items: list[Item] = self._items(job, first)
+            return items[index - first]
 
     def result(self, job: int, index: int) -> Payload | None:
         """The recorded result of a task that is done; UnknownTaskError or NotDoneError if it is not one."""
@@ -280,13 +293,7 @@ class Reader:
             (job, *nodes, index, index),
         )
         serials = sorted(columns[0] for columns in found if index in rows_of.unpack_offsets(columns[3], *columns[1:3]))
-        attempts = []
-        for serial in serials:
-            for (body,) in query(
-                self._connection, "SELECT body FROM outcomes WHERE key = ?", (rows_of.key(job, serial),)
-            ):
-                attempts += rows_of.attempts_in(rows_of.unpack_outcome(body), index)
-        return attempts
+        return [attempt for serial in serials for attempt in rows_of.attempts_in(self._outcome(job, serial), index)]
 
     def _state(self, job: int, attempts: list[Outcome]) -> str:
         """The name of the state that a task which is not done is in, as far as the journal knows."""

@@ -179,13 +179,7 @@ def test_commits_are_synchronous(journal: Journal) -> None:
 
 
 def test_a_batch_is_one_statement_however_many_jobs_it_has(journal: Journal) -> None:
-    statements: list[str] = []
-
-    def note(cursor: apsw.Cursor, sql: str, bindings: object) -> bool:
-        statements.append(sql)
-        return True
-
-    journal._connection.exec_trace = note
+    statements = statements_of(journal._connection)
     journal.commit([record for n in range(1, 101) for record in whole_job(n)])
     assert len(statements) == 1
     statements.clear()
@@ -193,6 +187,18 @@ def test_a_batch_is_one_statement_however_many_jobs_it_has(journal: Journal) -> 
     assert len(statements) == 2 + -(-400 * 5 // journal_module.STATEMENT_ROWS_MAX)
     journal._connection.exec_trace = None
     assert len(journal.restore().jobs) == 500
+
+
+def statements_of(connection: apsw.Connection) -> list[str]:
+    """A list that fills with what the connection executes."""
+    statements: list[str] = []
+
+    def note(cursor: apsw.Cursor, sql: str, bindings: object) -> bool:
+        statements.append(sql)
+        return True
+
+    connection.exec_trace = note
+    return statements
 
 
 def whole_job(number: int) -> list[Record]:
@@ -212,6 +218,19 @@ def test_a_restart_reads_no_results(path: Path, journal: Journal) -> None:
         other.execute("DELETE FROM outcomes; DELETE FROM heads WHERE job = 2")
     assert journal.restore() == before
     assert [restored.last_serial for restored in before.jobs] == [2, 1]
+
+
+def test_going_through_a_jobs_tasks_unpacks_each_row_once(path: Path, journal: Journal) -> None:
+    chunks = [PayloadRecord(1, first, [b"%d" % index for index in range(first, first + 100)]) for first in (0, 100)]
+    journal.commit([*chunks, job(1, 200, numbers=None), *[outcome(1, s, list(range(s - 1, 200, 2))) for s in (1, 2)]])
+    reader = Reader(path)
+    statements = statements_of(reader._connection)
+    for index in range(200):
+        assert reader.item(1, index) == b"%d" % index
+        assert reader.result(1, index) == b"rrrr"
+    reading = [sql.split(" WHERE")[0] for sql in statements if sql.startswith(("SELECT items", "SELECT body"))]
+    assert sorted(reading) == ["SELECT body FROM outcomes"] * 2 + ["SELECT items FROM payloads"] * 2
+    reader.close()
 
 
 def test_the_log_does_not_grow_for_ever_beside_a_reader(path: Path, journal: Journal) -> None:
@@ -497,6 +516,19 @@ def test_a_reader_works_when_no_coordinator_does(path: Path) -> None:
     journal.close()
     reader = Reader(path)
     assert reader.result(1, 3) == b"rrrr"
+    reader.close()
+
+
+def test_a_retried_task_has_its_last_attempts_result(path: Path, journal: Journal) -> None:
+    retried = OutcomeRecord(Outcome(1, 1, "w", [2], [QUEUED], [1], ["exit"], [3], results=[b"not this"]))
+    journal.commit([job(1, 3), retried])
+    reader = Reader(path)
+    with pytest.raises(NotDoneError, match="it is queued or running"):
+        reader.result(1, 2)
+    done = OutcomeRecord(Outcome(1, 2, "w", [1, 2], attempts=[1, 2], results=[b"other", b"this"]))
+    journal.commit([done])
+    assert reader.result(1, 2) == b"this"
+    assert [(o.attempts, o.reasons) for o in reader.attempts(1, 2)] == [([1], ["exit"]), ([2], ["done"])]
     reader.close()
 
 
