@@ -1,0 +1,85 @@
+"""`python -m bench.throughput`: small tasks through the whole system, results at the client.
+
+A coordinator (journal with synchronous=FULL), two one-slot workers found by mDNS and one client using the
+library, all on loopback. `noop`: a `stream` program that answers each line at once. `true`: /bin/true, a
+process each, its output captured. `latency`: one no-op at a time, from submission to result.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from bench.machine import cpu_s, heading, rss_mb, summary
+from demo.cluster import Cluster, wait_until
+from districomp.client import Client
+
+NOOP_YAML = "version: 1\nstream: [cat]\nretries: {max: 0}\n"
+TRUE_YAML = "version: 1\ncommand: [/bin/true]\nretries: {max: 0}\n"
+
+
+def client_of(cluster: Cluster) -> Client:
+    """A client of this cluster, by its control port."""
+    address, port = cluster.endpoint()["control"]
+    return Client(f"{address}:{port}")
+
+
+def throughput(client: Client, definition: str, tasks: int) -> float:
+    """Tasks a second from submission until every result is here."""
+    start = time.perf_counter()
+    job = client.submit(definition, range=range(1, tasks + 1))
+    count = sum(1 for _ in job.results())
+    seconds = time.perf_counter() - start
+    assert count == tasks, f"{count} results of {tasks} tasks"
+    return tasks / seconds
+
+
+def latencies_ms(client: Client, runs: int) -> list[float]:
+    """Round trips of one no-op."""
+    times = []
+    for number in range(runs):
+        start = time.perf_counter()
+        job = client.submit("noop", data=b"%d" % number)
+        (result,) = list(job.results())
+        times.append(1000 * (time.perf_counter() - start))
+        assert result
+    return times
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--noop", type=int, default=100_000)
+    parser.add_argument("--true", type=int, default=5_000)
+    parser.add_argument("--latency", type=int, default=300)
+    parser.add_argument("--runs", type=int, default=3)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder, Cluster(Path(folder)) as cluster:
+        for name, text in (("noop", NOOP_YAML), ("true", TRUE_YAML)):
+            (cluster.config / "tasks.d" / f"{name}.yaml").write_text(text)
+        coordinator = cluster.start_coordinator()
+        for name in ("w1", "w2"):
+            cluster.start_worker(name)
+        cluster.wait_for_workers(2)
+        wait_until(lambda: {"noop", "true"} <= {d["name"] for d in cluster.dctl_json("def", "list")}, "definitions")
+        print(heading())
+        print()
+        print("| what | measured |")
+        print("|---|---|")
+        with client_of(cluster) as client:
+            throughput(client, "noop", 1000)
+            for definition, tasks in (("noop", arguments.noop), ("true", arguments.true)):
+                before = cpu_s(coordinator.pid)
+                rates = [throughput(client, definition, tasks) for _ in range(arguments.runs)]
+                used = cpu_s(coordinator.pid) - before
+                print(f"| {definition}, {tasks:,} tasks | {summary(rates)} tasks/s |")
+                print(f"| - the coordinator's processor time | {1e6 * used / tasks / arguments.runs:.1f} us a task |")
+            times = sorted(latencies_ms(client, arguments.latency))
+            p99 = times[int(len(times) * 0.99)]
+            print(f"| one no-op, median / p99 | {statistics.median(times):.2f} / {p99:.2f} ms |")
+            print(f"| the coordinator's memory afterwards | {rss_mb(coordinator.pid):.0f} MB |")
+
+
+if __name__ == "__main__":
+    main()
