@@ -7,7 +7,7 @@ CODE := daemons tests scripts $(wildcard demo bench)
 PYTEST_ARGS ?= -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test lint format types demo mutants docs lock clean
+.PHONY: help venv test system lint format types demo mutants docs lock clean
 
 help:
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
@@ -28,8 +28,15 @@ $(VENV)/dev.stamp: requirements/dev.lock $(VENV)/run.stamp
 	$(PIP) install --quiet --require-hashes -r requirements/dev.lock
 	@touch $@
 
+$(VENV)/system.stamp: requirements/system.lock $(VENV)/dev.stamp
+	$(PIP) install --quiet --require-hashes -r requirements/system.lock
+	@touch $@
+
 test: $(VENV)/dev.stamp ## unit, simulator, integration and acceptance tests (system tests: .ci/run)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+system: $(VENV)/system.stamp ## tests that need root, iproute2 and chromium
+	$(BIN)/python -m pytest tests/system
 
 lint: $(VENV)/dev.stamp ## ruff, and its formatting
 	$(BIN)/ruff check .

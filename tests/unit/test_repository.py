@@ -1,14 +1,17 @@
 """What the repository says of itself: locked packages are explained, links lead somewhere, nothing is local."""
 
+import ast
+import importlib.metadata
 import re
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 
-from .test_tidy import FILES, ROOT, text_of
+from .test_tidy import ARROWS, FILES, ROOT, imports, text_of
 
-LOCKS = ("requirements/run.lock", "requirements/dev.lock")
+LOCKS = ("requirements/run.lock", "requirements/dev.lock", "requirements/system.lock")
 MARKDOWN = [path for path in FILES if path.suffix == ".md"]
 
 
@@ -21,7 +24,7 @@ def asked_for() -> tuple[list[str], list[str]]:
     """The packages that pyproject.toml names: to run, and to build and develop."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     groups = project["dependency-groups"]
-    develop = [line for line in [*groups["build"], *groups["dev"]] if isinstance(line, str)]
+    develop = [line for line in [*groups["build"], *groups["dev"], *groups["system"]] if isinstance(line, str)]
     return [name_of(line) for line in project["project"]["dependencies"]], [name_of(line) for line in develop]
 
 
@@ -42,11 +45,11 @@ def test_locks_name_no_machine_and_every_package_has_a_hash(lock: str) -> None:
 
 
 def test_the_locks_agree_and_hold_what_pyproject_asks_for() -> None:
-    run, dev = map(packages, LOCKS)
-    assert {name: dev.get(name) for name in run} == run
+    run, dev, system = map(packages, LOCKS)
+    assert run.items() <= dev.items() <= system.items()
     to_run, to_develop = asked_for()
     assert set(map(locked_name, to_run)) <= run.keys(), "run `make lock`"
-    assert set(map(locked_name, to_develop)) <= dev.keys(), "run `make lock`"
+    assert set(map(locked_name, to_develop)) <= system.keys(), "run `make lock`"
 
 
 def test_every_dependency_has_its_reason() -> None:
@@ -54,6 +57,21 @@ def test_every_dependency_has_its_reason() -> None:
     explained = re.findall(r"^\| (.*?) \|", (ROOT / "docs/dependencies.md").read_text(), re.MULTILINE)
     names = [name for cell in explained for name in cell.split(", ")]
     assert not [name for name in to_run + to_develop if name not in names]
+
+
+def test_programs_import_only_what_is_installed_with_them() -> None:
+    """What another tool happens to bring along would be missing on a user's machine."""
+    to_run = {locked_name(name) for name in asked_for()[0]} | {"ifaddr"}  # zeroconf's own, and typed by it
+    brought_by = importlib.metadata.packages_distributions()
+    strangers = []
+    for path in FILES:
+        if path.parts[0] in ("daemons", "demo") and path.suffix == ".py":
+            for line, name in imports(ast.parse(text_of(path))):
+                top = name.split(".")[0]
+                is_ours = top in sys.stdlib_module_names or top in (*ARROWS, "demo")
+                if not is_ours and not {locked_name(one) for one in brought_by.get(top, ["?"])} & to_run:
+                    strangers.append(f"{path}:{line}: {name}")
+    assert not strangers
 
 
 @pytest.mark.parametrize("path", MARKDOWN, ids=str)
