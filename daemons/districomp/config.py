@@ -272,18 +272,17 @@ def parse_coordinator(text: str) -> tuple[str, int]:
 
 def shipped_tasks() -> Path:
     """The folder of shipped definitions: `tasks/` of a checkout, else of the installation's shared data."""
-    checkout = Path(__file__).resolve().parents[2]
-    if (checkout / "pyproject.toml").is_file() and (checkout / "tasks").is_dir():
-        return checkout / "tasks"
-    candidates = [Path(sysconfig.get_path("data")), Path(sysconfig.get_path("data", _user_scheme()))]
-    # pip install --target and Debian's layout put the packages elsewhere than the scheme says.
-    candidates += [parent for parent in checkout.parents if (parent / "share" / "districomp").is_dir()]
-    folders = [candidate / "share" / "districomp" / "tasks" for candidate in candidates]
+    packages = Path(__file__).resolve().parents[1]
+    if packages.name == "daemons" and (packages.parent / "tasks").is_dir():
+        return packages.parent / "tasks"
+    # Where pip puts a wheel's data: below the prefix, the user's own, or beside the packages (--target).
+    prefixes = [
+        sysconfig.get_path("data"),
+        sysconfig.get_path("data", sysconfig.get_preferred_scheme("user")),
+        packages,
+    ]
+    folders = [Path(prefix) / "share" / "districomp" / "tasks" for prefix in prefixes]
     return next((folder for folder in folders if folder.is_dir()), folders[0])
-
-
-def _user_scheme() -> str:
-    return sysconfig.get_preferred_scheme("user")
 
 
 def _folder(environ: Mapping[str, str], variable: str, default: Path) -> Path:

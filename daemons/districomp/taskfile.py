@@ -171,12 +171,17 @@ def _definition(document: Document, name: str, spec: TaskFile) -> Definition:
 def _runner(document: Document, spec: TaskFile) -> tuple[Literal["command", "stream"], list[str]]:
     if spec.command and spec.stream:
         document.problem(("stream",), "there is a command too; a definition has exactly one of command and stream")
-    elif not spec.command and not spec.stream:
+    elif not spec.command and not spec.stream and not _is_misspelt(document):
         empty = next((key for key in ("command", "stream") if document.has((key,))), None)
         text = "the program is missing; write for example command: [sha256sum]"
         document.problem((empty,) if empty else (), text)
     runner: Literal["command", "stream"] = "stream" if spec.stream and not spec.command else "command"
     return runner, spec.stream if runner == "stream" else spec.command
+
+
+def _is_misspelt(document: Document) -> bool:
+    """Whether a runner is there under a wrong name, which is reported already."""
+    return any(get_close_matches(problem.key, ("command", "stream", "python"), 1) for problem in document.problems)
 
 
 def _params(document: Document, spec: TaskFile) -> dict[str, Param]:

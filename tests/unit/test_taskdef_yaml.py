@@ -157,6 +157,11 @@ def test_all_of_a_files_mistakes_are_told_at_once() -> None:
     ]  # fmt: skip
 
 
+def test_a_misspelt_runner_is_not_called_missing() -> None:
+    assert problems("version: 1\ncomand: [a]") == ["d.yaml:2:1: comand: unknown key; did you mean 'command'?"]
+    assert len(problems("version: 1\npython: m:f")) == 1
+
+
 def test_a_declared_param_with_a_fault_is_not_called_undeclared() -> None:
     assert problems("version: 1\ncommand: [a, '{p}']\nparams: {p: {type: txt}}") == [
         "d.yaml:3:20: params.p.type: must be one of bool, float, int, list, path, str, not the text 'txt'"
