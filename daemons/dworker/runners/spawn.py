@@ -111,7 +111,7 @@ class SpawnServer:
     def kill(self, key: int, number: int) -> None:
         """See Spawner."""
         if key in self._running:
-            self._send(("kill", key, number), ())
+            self._send(("kill", key, int(number)), ())
 
     async def close(self) -> None:
         """See Spawner."""

@@ -1,0 +1,281 @@
+"""The runner `stream` in a real worker: pipelining, deaths, wrong answers, limits, reuse."""
+
+import asyncio
+import hashlib
+import sys
+import time
+
+from districomp.messages import Stop
+from districomp.model import Blob
+from districomp.taskdef import Limits
+from tests.integration.workerlab import Lab, children, in_lab, is_alive
+
+ECHO = "import sys\nfor line in sys.stdin:\n    print(line.strip() * 2, flush=True)\n"
+
+
+def python(code: str) -> list[str]:
+    return [sys.executable, "-c", code.replace("{", "{{").replace("}", "}}")]
+
+
+def stream(code: str, **more: object) -> dict[str, object]:
+    return {"runner": "stream", "argv": python(code)} | more
+
+
+async def results(lab: Lab, job: int, items: list[bytes]) -> list[bytes]:
+    rows = await lab.ended(lab.assign(job, list(items)))
+    assert {row.reason for row in rows} == {"done"}
+    return [row.result for row in rows if isinstance(row.result, bytes)]
+
+
+@in_lab
+async def test_items_in_answers_out_in_one_process_a_slot(lab: Lab) -> None:
+    worker = await lab.join()
+    job = lab.define(**stream("import os, sys\nfor line in sys.stdin: print(os.getpid(), line.strip(), flush=True)"))
+    answers = await results(lab, job, [b"%d" % number for number in range(500)])
+    assert [answer.split()[1] for answer in answers] == [b"%d" % number for number in range(500)]
+    assert len({answer.split()[0] for answer in answers}) <= 2
+    assert len(children(worker.spawn_server())) <= 2
+    rows = [lab.reported[lease] for lease in sorted(lab.reported)]
+    assert all(row.started is not None and row.started <= row.ended for row in rows)
+    assert all(row.exit_code is None and row.cpu_s is None for row in rows)
+
+
+@in_lab
+async def test_numbers_and_no_items_go_through_too(lab: Lab) -> None:
+    await lab.join()
+    job = lab.define(numbers=(5, 10), **stream(ECHO))
+    rows = await lab.ended(lab.assign(job, 3))
+    assert [row.result for row in rows] == [b"55", b"1515", b"2525"]
+    (row,) = await lab.ended(lab.assign(lab.define(**stream(ECHO)), 1))
+    assert row.result == b""
+
+
+@in_lab
+async def test_many_short_tasks_travel_in_batches(lab: Lab) -> None:
+    await lab.join()
+    job = lab.define(runner="stream", argv=["cat"])
+    count = 20_000
+    for first in range(0, count, 1000):
+        lab.assign(job, [b"%d" % number for number in range(first, first + 1000)], first)
+    begun = time.monotonic()
+    await lab.until(lambda: len(lab.reported) == count)
+    print(f"{count / (time.monotonic() - begun):.0f} tasks/s")
+    assert all(row.result == b"%d" % row.index for row in lab.reported.values())
+    from districomp.messages import Reports
+
+    assert len(lab.messages(Reports)) < count / 10
+
+
+@in_lab
+async def test_the_json_format(lab: Lab) -> None:
+    await lab.join()
+    code = (
+        "import json, sys\n"
+        "for line in sys.stdin:\n"
+        "    asked = json.loads(line)\n"
+        "    if asked['item'] == 'bad': answer = {'error': 'it is bad'}\n"
+        "    else: answer = {'result': asked['item'].upper() + str(asked['params']['n'])}\n"
+        "    print(json.dumps({'id': asked['id']} | answer), flush=True)\n"
+    )
+    job = lab.define(values={"n": 5}, **stream(code, format="json"))
+    good, bad = await lab.ended(lab.assign(job, [b"a\nb", b"bad"]))
+    assert good.result == b"A\nB5"
+    assert (bad.reason, bad.exit_code, bad.stderr) == ("exit", 1, b"it is bad")
+
+
+@in_lab
+async def test_a_crash_costs_the_item_in_hand_alone(lab: Lab) -> None:
+    await lab.join(slots=1)
+    code = (
+        "import os, sys\n"
+        "for line in sys.stdin:\n"
+        "    if line == 'die\\n': print('dying', file=sys.stderr); sys.exit(7)\n"
+        "    if line == 'killed\\n': os.kill(os.getpid(), 9)\n"
+        "    print(line.strip(), flush=True)\n"
+    )
+    items = [b"%d" % number for number in range(200)]
+    items[100], items[150] = b"die", b"killed"
+    rows = await lab.ended(lab.assign(lab.define(**stream(code)), list(items)))
+    assert [row.reason for row in rows if row.index not in (100, 150)] == ["done"] * 198
+    assert (rows[100].reason, rows[100].exit_code, rows[100].stderr) == ("exit", 7, b"dying\n")
+    assert (rows[150].reason, rows[150].signal) == ("signal", 9)
+
+
+@in_lab
+async def test_a_program_may_retire_after_some_items(lab: Lab) -> None:
+    await lab.join(slots=1)
+    code = "import sys\nfor _ in range(7):\n    print(sys.stdin.readline().strip(), flush=True)\n"
+    job = lab.define(**stream(code))
+    items = [b"%d" % number for number in range(60)]
+    assert await results(lab, job, items) == items
+
+
+@in_lab
+async def test_a_program_that_answers_nothing_and_ends(lab: Lab) -> None:
+    await lab.join()
+    rows = await lab.ended(lab.assign(lab.define(runner="stream", argv=["true"]), [b"a", b"b", b"c"]))
+    assert {row.reason for row in rows} == {"output_invalid"}
+    assert b"ended without an answer" in rows[0].stderr
+
+
+@in_lab
+async def test_a_program_that_says_too_much(lab: Lab) -> None:
+    await lab.join(slots=1)
+    twice = "import sys\nfor line in sys.stdin: sys.stdout.write('a\\nb\\n'); sys.stdout.flush()\n"
+    rows = await lab.ended(lab.assign(lab.define(**stream(twice)), [b"1", b"2"]))
+    assert {row.reason for row in rows} == {"output_invalid"}
+    assert b"answers no item: 'b'" in rows[0].stderr
+
+
+@in_lab
+async def test_a_word_between_items_is_held_against_the_next(lab: Lab) -> None:
+    await lab.join(slots=1)
+    late = (
+        "import sys, time\n"
+        "for line in sys.stdin:\n"
+        "    print('answer', flush=True)\n"
+        "    time.sleep(.2)\n"
+        "    print('by the way', flush=True)\n"
+    )
+    job = lab.define(**stream(late))
+    (first,) = await lab.ended(lab.assign(job, [b"1"]))
+    assert first.reason == "done"
+    await asyncio.sleep(0.6)
+    (second,) = await lab.ended(lab.assign(job, [b"2"]))
+    assert second.reason == "output_invalid"
+    assert b"by the way" in second.stderr
+
+
+@in_lab
+async def test_a_program_that_is_not_there(lab: Lab) -> None:
+    await lab.join()
+    rows = await lab.ended(lab.assign(lab.define(runner="stream", argv=["no-such-program"]), [b"1", b"2", b"3"]))
+    assert {row.reason for row in rows} == {"not_started"}
+    assert b"not installed" in rows[0].stderr
+    rows = await lab.ended(lab.assign(lab.define(runner="stream", argv=["./none"]), [b"1"]))
+    assert rows[0].reason == "not_started"
+    assert b"does not exist" in rows[0].stderr
+
+
+@in_lab
+async def test_the_time_limit_is_a_task_s_not_the_process(lab: Lab) -> None:
+    await lab.join(slots=1)
+    code = "import sys, time\nfor line in sys.stdin:\n    time.sleep(float(line))\n    print('ok', flush=True)\n"
+    items = [b"0.3"] * 5 + [b"100"] + [b"0.3"] * 3
+    rows = await lab.ended(lab.assign(lab.define(limits=Limits(time_s=1.0), **stream(code)), list(items)))
+    assert [row.reason for row in rows] == ["done"] * 5 + ["timeout"] + ["done"] * 3
+    assert rows[5].signal == 15
+    assert rows[5].started is not None
+    assert 0.9 < rows[5].ended - rows[5].started < 5
+
+
+@in_lab
+async def test_a_stop_ends_the_process_and_spares_the_others(lab: Lab) -> None:
+    worker = await lab.join(slots=1)
+    code = "import sys, time\nfor line in sys.stdin:\n    time.sleep(float(line))\n    print('ok', flush=True)\n"
+    job = lab.define(**stream(code))
+    await results(lab, job, [b"0"] * 100)
+    (pid,) = children(worker.spawn_server())
+    leases = lab.assign(job, [b"1000", *[b"0"] * 20])
+    await lab.started(leases[0])
+    lab.send(Stop([leases[0], leases[5]]))
+    rows = await lab.ended(leases)
+    assert [row.reason for row in rows] == ["cancelled", *["done"] * 4, "cancelled", *["done"] * 15]
+    assert not is_alive(pid)
+
+
+@in_lab
+async def test_a_program_that_reads_nothing_holds_nobody_up(lab: Lab) -> None:
+    """Back pressure: the pipe is full, the worker goes on."""
+    await lab.join(slots=2)
+    slow = lab.define(**stream("import sys, time\nfor line in sys.stdin:\n    time.sleep(1000)\n"))
+    stuck = lab.assign(slow, [b"x" * 60_000] * 8)
+    await lab.started(stuck[0])
+    lab.send(Stop(stuck[1:]))
+    await lab.ended(stuck[2:])
+    assert (await lab.run(["echo", "alive"]))[0].result == b"alive\n"
+
+
+@in_lab
+async def test_a_program_that_closes_its_pipes(lab: Lab) -> None:
+    await lab.join(slots=1)
+    closes_output = "import os, sys, time\nsys.stdin.readline()\nos.close(1)\ntime.sleep(1000)\n"
+    (row,) = await lab.ended(lab.assign(lab.define(**stream(closes_output)), [b"1"]))
+    assert row.reason == "output_invalid"
+    assert b"closed its standard output" in row.stderr
+    closes_input = "import os, sys, time\nos.close(0)\ntime.sleep(1000)\n"
+    rows = await lab.ended(lab.assign(lab.define(**stream(closes_input)), [b"x" * 60_000] * 3))
+    assert {row.reason for row in rows} == {"signal"}
+
+
+@in_lab
+async def test_large_items_and_results(lab: Lab) -> None:
+    await lab.join()
+    job = lab.define(runner="stream", argv=["cat"])
+    body = b"z" * 300_000
+    lab.data.files[f"/tasks/{job}.1"] = body
+    rows = await lab.ended(lab.assign(job, [b"small", lab.data.add_blob(body), b"small too"]))
+    assert [row.result for row in rows] == [b"small", Blob(hashlib.sha256(body).digest(), len(body)), b"small too"]
+    assert lab.data.files[f"/blobs/{hashlib.sha256(body).hexdigest()}"] == body
+
+
+@in_lab
+async def test_an_answer_over_the_limit_and_a_newline_in_an_item(lab: Lab) -> None:
+    await lab.join(slots=1)
+    job = lab.define(runner="stream", argv=["cat"], limits=Limits(result_bytes=10))
+    rows = await lab.ended(lab.assign(job, [b"short", b"much too long", b"a\nb", b"fine"]))
+    assert [row.reason for row in rows] == ["done", "result_too_large", "not_started", "done"]
+
+
+@in_lab
+async def test_an_endless_line_is_cut_off(lab: Lab) -> None:
+    worker = await lab.join(slots=1)
+    job = lab.define(runner="stream", argv=["cat", "/dev/zero"])
+    (row,) = await lab.ended(lab.assign(job, [b"1"]))
+    assert row.reason == "result_too_large"
+    assert worker.memory_kib("VmHWM") < 300_000
+
+
+@in_lab
+async def test_params_and_definitions_have_processes_of_their_own(lab: Lab) -> None:
+    worker = await lab.join(slots=1)
+    jobs = [lab.define(**stream(ECHO)) for _ in range(6)]
+    for number, job in enumerate(jobs):
+        assert await results(lab, job, [b"%d" % number]) == [b"%d%d" % (number, number)]
+    await lab.until(lambda: len(children(worker.spawn_server())) == 4)
+
+
+@in_lab
+async def test_a_bundle_and_the_environment(lab: Lab) -> None:
+    await lab.join()
+    script = b'#!/bin/sh\nwhile read -r line; do echo "$line $HOME $(pwd) ${DISTRICOMP_TASK-none} $OWN $SECRET"; done\n'
+    bundle = lab.data.add_bundle({"serve": (0o755, script)})
+    job = lab.define(runner="stream", argv=["./serve"], bundle=bundle, env={"OWN": "own"})
+    (row,) = await lab.ended(lab.assign(job, [b"hey"]))
+    assert isinstance(row.result, bytes)
+    line, home, folder, task, own = row.result.decode().split()
+    assert (line, task, own) == ("hey", "none", "own")
+    assert home == folder
+
+
+@in_lab
+async def test_sigterm_and_the_death_of_the_spawn_server(lab: Lab) -> None:
+    import os
+    import signal
+
+    worker = await lab.join(slots=1)
+    code = "import sys, time\nfor line in sys.stdin:\n    time.sleep(float(line))\n    print('ok', flush=True)\n"
+    job = lab.define(**stream(code))
+    await results(lab, job, [b"0"] * 50)
+    leases = lab.assign(job, [b"1000", b"0", b"0"])
+    await lab.started(leases[0])
+    os.kill(worker.spawn_server(), signal.SIGKILL)
+    rows = await lab.ended(leases)
+    assert [row.reason for row in rows] == ["worker_stopped", "done", "done"]
+    leases = lab.assign(job, [b"1000", b"0", b"0"], first=10)
+    await lab.started(leases[0])
+    worker.terminate()
+    assert await worker.exit_code() == 0
+    reported = [lease for lease in leases if lease in lab.reported]
+    assert sorted(reported + [lease for lease in lab.returned() if lease in leases]) == leases
+    assert {lab.reported[lease].reason for lease in reported} == {"worker_stopped"}
