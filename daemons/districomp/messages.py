@@ -112,12 +112,16 @@ class Define(Message, tag=11):
 
 
 class JobSpec(Message, tag=12):
-    """A job, before its first lease on this connection. `numbers` is (start, step): item k is start + k * step."""
+    """A job, before its first lease on this connection. `numbers` is (start, step): item k is start + k * step.
+
+    `matrix`: (param, values) pairs; task k has the k-th combination, the last pair varying fastest.
+    """
 
     job: int
     definition: str
     params: dict[str, Any]
     numbers: tuple[int, int] | None = None
+    matrix: list[tuple[str, list[Any]]] = []
 
 
 class Assign(Message, tag=13):
@@ -150,6 +154,12 @@ class Ack(Message, tag=16):
 
 class Resend(Message, tag=17):
     """The journal works again: send every report that has no Ack."""
+
+
+class Ask(Message, tag=18):
+    """Which of these programs does the machine have? Answered by Has."""
+
+    programs: list[str]
 
 
 # ---- worker to coordinator ----
@@ -201,11 +211,18 @@ class Reports(Message, tag=23):
     results: list[Payload | None] = []  # all None
 
 
+class Has(Message, tag=24):
+    """The answer to Ask: what was asked for, and those of it that are there."""
+
+    programs: list[str]
+    found: list[str]
+
+
 # ---- client to coordinator; `request` numbers the connection's requests, replies carry it back ----
 
 
 class Submit(Message, tag=30):
-    """A job. Exactly one of: `numbers` (start, step) with `count`; items, here and in Items until `last`; `count` = 1 alone (no input)."""
+    """A job. Exactly one of: `numbers` (start, step) with `count`; items, here and in Items until `last`; `matrix`; `count` = 1 alone (no input)."""
 
     request: int
     request_id: str
@@ -218,6 +235,7 @@ class Submit(Message, tag=30):
     last: bool = True
     max_fails: int | None = None
     user: str = ""
+    matrix: list[tuple[str, list[Any]]] = []
 
 
 class Items(Message, tag=31):
@@ -279,13 +297,14 @@ class Cancel(Message, tag=37):
 
 
 class Query(Message, tag=38):
-    """Ask for documents: status, jobs, job, tasks, task, workers, definitions."""
+    """Ask for documents: status, jobs, job, tasks, task, explain, workers, definitions, definition (`name`)."""
 
     request: int
     noun: str
     job: int = 0
     index: int = 0
     state: str = ""
+    name: str = ""
 
 
 class Reply(Message, tag=39):
@@ -296,11 +315,19 @@ class Reply(Message, tag=39):
     last: bool = True
 
 
+class Retry(Message, tag=40):
+    """Queue a job's failed tasks again (`failed_only`), or its cancelled and skipped ones too; answered by the job's document."""
+
+    request: int
+    job: int
+    failed_only: bool = False
+
+
 AnyMessage = (
     HelloWorker | HelloClient | HelloWeb | Welcome | Goodbye | Heartbeat
-    | DataAt | Define | JobSpec | Assign | Recall | Stop | Ack | Resend
-    | Inventory | Started | Returned | Reports
-    | Submit | Items | Accepted | Refused | Watch | Results | ResultRows | Cancel | Query | Reply
+    | DataAt | Define | JobSpec | Assign | Recall | Stop | Ack | Resend | Ask
+    | Inventory | Started | Returned | Reports | Has
+    | Submit | Items | Accepted | Refused | Watch | Results | ResultRows | Cancel | Query | Reply | Retry
 )  # fmt: skip
 
 

@@ -61,6 +61,14 @@ class Retries(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     never_on: list[int] = []
 
 
+class Requires(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a worker must have. `arch`: one of these (empty: any); `programs` and `labels`: all of these."""
+
+    arch: tuple[str, ...] = ()
+    programs: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+
+
 class Definition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A definition, checked and complete: what the coordinator keeps and the worker runs.
 
@@ -81,6 +89,7 @@ class Definition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     retries: Retries = Retries()
     rerun: Literal["lost", "never"] = "lost"
     isolation: list[str] = msgspec.field(default_factory=lambda: ["rlimit"])
+    requires: Requires = Requires()
 
 
 class BundleFile(msgspec.Struct, frozen=True, array_like=True):
