@@ -158,7 +158,7 @@ class Core:
         for job in self.active.values():
             job.check()
             total += job.counts[RUNNING]
-            if job.payloads is None and job.has_leasable():
+            if self._is_resumed and job.payloads is None and job.has_leasable():
                 assert job in self.backlog, f"job {job.id} has queued tasks and is not served"
         assert total == len(running), f"{total} tasks run, {len(running)} are leased"
 
