@@ -25,7 +25,7 @@ DRAIN_READS: Final = 64
 """What a dead process left in its pipe is less than this many reads; an heir that goes on writing is not waited for."""
 
 DEAF_S: Final = 1.0
-"""A process that has closed its standard input has so long to end by itself."""
+"""A process that has closed a pipe has so long to end by itself."""
 
 
 class Launch(NamedTuple):
@@ -124,7 +124,7 @@ class Child:
 
     @property
     def _is_ending(self) -> bool:
-        return bool(self._stops) or self._verdict is not None or self._stdin < 0
+        return bool(self._stops) or self._verdict is not None or self._stdin < 0 or self._stdout < 0
 
     def _new_framing(self) -> Framing:
         limit = self._definition.limits.result_bytes
@@ -168,6 +168,18 @@ class Child:
         if self._key and self._killer is None:
             self._kill(signal.SIGTERM)
             self._killer = self._host.loop.call_later(KILL_S, self._kill, signal.SIGKILL)
+
+    def _expect_end(self, why: str) -> None:
+        """It has closed a pipe: most likely it is about to end by itself, else it is ended."""
+        key = self._key
+
+        def check() -> None:
+            if self._key == key and key:
+                if self._hand and self._verdict is None and not self._stops:
+                    self._verdict = "output_invalid", why
+                self._end()
+
+        self._host.loop.call_later(DEAF_S, check)
 
     def _kill(self, number: int) -> None:
         if self._key:
@@ -254,10 +266,8 @@ class Child:
                 self._host.loop.add_writer(self._stdin, self._writable)
             return
         except OSError:
-            # It reads no more, so what it does not answer soon it never will.
             self._close_stdin()
-            key = self._key
-            self._host.loop.call_later(DEAF_S, lambda: self._end() if self._key == key else None)
+            self._expect_end("The program closed its standard input before it had read all items.")
             return
         self._stop_writing()
 
@@ -268,9 +278,7 @@ class Child:
             return False
         if not data:
             self._close_stdout()
-            if self._key and not self._is_ending and self._hand:
-                self._verdict = "output_invalid", "The program closed its standard output before it had answered."
-            self._end()
+            self._expect_end("The program closed its standard output before it had answered.")
             return False
         if self._verdict is not None:
             return True  # too late, or it cannot be trusted any more
