@@ -276,12 +276,9 @@ def shipped_tasks() -> Path:
     if packages.name == "daemons" and (packages.parent / "tasks").is_dir():
         return packages.parent / "tasks"
     # Where pip puts a wheel's data: below the prefix, the user's own, or beside the packages (--target).
-    prefixes = [
-        sysconfig.get_path("data"),
-        sysconfig.get_path("data", sysconfig.get_preferred_scheme("user")),
-        packages,
-    ]
-    folders = [Path(prefix) / "share" / "districomp" / "tasks" for prefix in prefixes]
+    user = sysconfig.get_preferred_scheme("user")
+    prefixes = [Path(sysconfig.get_path("data")), Path(sysconfig.get_path("data", user)), packages]
+    folders = [prefix / "share" / "districomp" / "tasks" for prefix in prefixes]
     return next((folder for folder in folders if folder.is_dir()), folders[0])
 
 

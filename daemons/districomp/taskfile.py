@@ -36,6 +36,7 @@ ISOLATIONS_NOW: Final = ("none", "rlimit")
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _PARAM_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
+_PLACE: Final = re.compile(r"(?<!\{)\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _ENV_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 _DURATION: Final = "a duration such as 10min, or unlimited"
@@ -258,6 +259,8 @@ def _place_fault(document: Document, place: Place, runner: str, params: dict[str
 
 def _check_params_used(document: Document, argv: list[str], params: dict[str, Param]) -> None:
     text = " ".join(argv)
+    if set(_PLACE.findall(text)) - {*params, "item", "index"}:
+        return  # A misspelt placeholder is the cause, and reported.
     for name in params:
         if f"{{{name}}}" not in text:
             document.problem(("params", name), f"no argument uses {{{name}}}, so the program would never see it")

@@ -1,0 +1,59 @@
+"""`docs/tasks.md` is true: its examples are definitions, its error is the real one, no key is missing."""
+
+import re
+from pathlib import Path
+
+import pytest
+from msgspec.structs import fields
+
+from districomp.taskfile import Draft, LimitKeys, ParamKeys, RetryKeys, TaskFile, parse_definition
+from districomp.yamlfile import YamlError
+
+TEXT = (Path(__file__).resolve().parents[2] / "docs" / "tasks.md").read_text()
+EXAMPLES = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_each_example_is_a_definition(example: str) -> None:
+    draft = Draft(example.encode(), "example.yaml", "example")
+    assert [str(problem) for problem in draft.problems] == []
+
+
+def test_each_key_has_its_heading_and_an_example() -> None:
+    for field in fields(TaskFile):
+        assert f"\n### {field.encode_name}\n" in TEXT
+        assert any(re.search(rf"(?m)^{field.encode_name}:", example) for example in EXAMPLES), field.name
+    inner = [field.encode_name for cls in (LimitKeys, RetryKeys, ParamKeys) for field in fields(cls)]
+    assert [name for name in inner if not any(f"{name}:" in example for example in EXAMPLES)] == []
+
+
+def test_each_key_to_come_is_named() -> None:
+    to_come = TEXT.partition("### Keys to come")[2].partition("##")[0]
+    named = set(re.findall(r"`([a-z.]+)`", to_come))
+    assert named >= TaskFile.LATER
+    assert {name.removeprefix("limits.") for name in LimitKeys.LATER} <= {
+        name.removeprefix("limits.") for name in named
+    }
+
+
+def test_the_errors_it_shows_are_the_real_ones() -> None:
+    shown = re.search(r"```\n(render\.yaml:.*?)```", TEXT, re.DOTALL)
+    assert shown
+    source = (
+        "version: 1\ndescription: x\ncommand: [povray, \"+I{scene}\", \"+SR{frist}\"]\nparams:\n"
+        "  scene: {type: path}\n  first: {type: int}\nlimits:\n  time: 10\n"
+    )  # fmt: skip
+    with pytest.raises(YamlError) as caught:
+        parse_definition(source.encode(), "render.yaml", "render")
+    real = str(caught.value)
+    blocks = [block for block in re.split(r"(?m)^(?=render\.yaml)", shown.group(1)) if block]
+    assert len(blocks) == 2
+    for block in blocks:
+        assert block.strip() in real, real
+
+
+def test_every_link_within_it_leads_somewhere() -> None:
+    headings = {
+        re.sub(r"[^a-z0-9 -]", "", line.lower()).replace(" ", "-") for line in re.findall(r"(?m)^#+ (.*)$", TEXT)
+    }
+    assert set(re.findall(r"\]\(#([^)]*)\)", TEXT)) <= headings
