@@ -336,13 +336,15 @@ class Core:
             # A crash may have come between the last outcome and the job's end.
             self.after_outcome(job)
         if not self.returning:
-            join.settle_doubt(self, everybody_is_back=True)
+            join.settle_doubt(self, nobody_was_here=True)
             return
 
         def give_up(now: float) -> None:
             for worker, name in self.returning.items():
-                self.effects.append(WorkerRecord(worker, name, False, now))
+                # One that has greeted and not said what it holds is here: its own silence decides about it.
+                if worker not in self.fleet.by_id:
+                    self.effects.append(WorkerRecord(worker, name, False, now))
             if self.returning:
-                join.settle_doubt(self, everybody_is_back=False)
+                join.settle_doubt(self, nobody_was_here=False)
 
         self._schedule(self.now + self.settings.lease_s, give_up)

@@ -128,7 +128,7 @@ def _reconcile(core: "Core", worker: Worker, named: dict[int, None]) -> None:
     core.fleet.make_roomy(worker)
     core.returning.pop(worker.id, None)
     if not core.returning:
-        settle_doubt(core, everybody_is_back=True)
+        settle_doubt(core, nobody_was_here=False)
 
 
 def on_gone(core: "Core", peer: int) -> None:
@@ -149,7 +149,7 @@ def lose(core: "Core", worker: Worker) -> None:
     core.fleet.forget(worker)
     core.effects.append(WorkerRecord(worker.id, worker.name, False, core.now))
     if core.returning.pop(worker.id, None) is not None and not core.returning:
-        settle_doubt(core, everybody_is_back=False)
+        settle_doubt(core, nobody_was_here=False)
 
 
 def _lose_leases(core: "Core", worker: Worker) -> None:
@@ -181,14 +181,17 @@ def _lose_leases(core: "Core", worker: Worker) -> None:
     end_attempts(core, worker, lost, "worker_lost")
 
 
-def settle_doubt(core: "Core", *, everybody_is_back: bool) -> None:
-    """Nobody will report what was in doubt since the restart: lease it anew, or fail what may run only once."""
+def settle_doubt(core: "Core", *, nobody_was_here: bool) -> None:
+    """Nobody will report what was in doubt since the restart: lease it anew, or fail what may run only once.
+
+    That everybody is back is not enough for the latter: a worker may have begun it, and been restarted meanwhile.
+    """
     core.returning.clear()
     for job in list(core.active.values()):
         indexes = job.settle_doubt()
         if not indexes:
             continue
-        if job.definition.rerun == "never" and not everybody_is_back:
+        if job.definition.rerun == "never" and not nobody_was_here:
             _fail_unknown(core, job, indexes)
         else:
             job.ready.extend(indexes)
