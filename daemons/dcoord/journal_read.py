@@ -6,7 +6,7 @@ core, and must never leave a query unfinished: an open one would keep the log fr
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Final
@@ -209,8 +209,12 @@ class Reader:
                 self._connection.close()
                 raise
         # Neighbouring tasks share rows and chunks, which never change once written.
-        self._items = lru_cache(ENTRIES_KEPT)(partial(select_payload, self._connection))
-        self._outcome = lru_cache(ENTRIES_KEPT)(partial(select_outcome, self._connection))
+        self._items: Callable[[int, int], list[Item]] = lru_cache(ENTRIES_KEPT)(
+            partial(select_payload, self._connection)
+        )
+        self._outcome: Callable[[int, int], Outcome] = lru_cache(ENTRIES_KEPT)(
+            partial(select_outcome, self._connection)
+        )
 
     def item(self, job: int, index: int) -> Item | None:
         """What a task was given; None if there is no such task, b"" if its job has no input."""
@@ -228,11 +232,10 @@ class Reader:
             )
             if not chunk:
                 return b""
-            first, count = chunk[0][0] & rows_of.LOW_MASK, chunk[0][1]
-            if index - first >= count:
+            first: int = chunk[0][0] & rows_of.LOW_MASK
+            if index - first >= chunk[0][1]:
                 raise JournalError(f"{self._path} is damaged: the item of task {job}.{index} is missing")
-            items: list[Item] = self._items(job, first)
-            return items[index - first]
+            return self._items(job, first)[index - first]
 
     def result(self, job: int, index: int) -> Payload | None:
         """The recorded result of a task that is done; UnknownTaskError or NotDoneError if it is not one."""
