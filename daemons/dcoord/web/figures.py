@@ -20,7 +20,7 @@ def count(number: int) -> str:
 
 def rate(per_s: float) -> str:
     """A rate with as many digits as one can read."""
-    return f"{per_s:.1f}" if per_s < 9.95 else f"{math.floor(per_s + 0.5):,}"
+    return f"{math.floor(per_s * 10 + 0.5) / 10:.1f}" if per_s < 9.95 else f"{math.floor(per_s + 0.5):,}"
 
 
 def duration(seconds: float | None) -> str:

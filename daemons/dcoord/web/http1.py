@@ -27,7 +27,7 @@ HEADERS_MAX: Final = 64
 PIPELINED_MAX: Final = 8
 BODY_BYTES_AHEAD: Final = 1024 * 1024
 """What is taken of a request's body before the application asks for it."""
-WRITE_BYTES_AHEAD: Final = 512 * 1024
+WRITE_BYTES_AHEAD: Final = 256 * 1024
 
 NEVER: Final = float("inf")
 

@@ -9,7 +9,7 @@ const BAR_WIDTH = 1000;
 const SPARK_HEIGHT = 40;
 
 const count = (number) => String(number).replace(/\B(?=(\d{3})+$)/g, ",");
-const rate = (perSecond) => (perSecond < 9.95 ? perSecond.toFixed(1) : count(Math.floor(perSecond + 0.5)));
+const rate = (perSecond) => (perSecond < 9.95 ? (Math.floor(perSecond * 10 + 0.5) / 10).toFixed(1) : count(Math.floor(perSecond + 0.5)));
 const two = (number) => String(number).padStart(2, "0");
 const clock = (iso) => (iso ? `${iso.slice(11, 19)} UTC` : "–");
 const ended = (counts) => counts.done + counts.failed + counts.cancelled + counts.skipped;

@@ -1,0 +1,145 @@
+"""The pure parts of the web process: ranges and entity tags, the rate's history, figures, host names."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dcoord.web import figures
+from dcoord.web.files import choose_part, etag_matches
+from dcoord.web.guard import Hosts
+from dcoord.web.statistics import RateHistory
+from districomp.documents import Counts
+
+NAME = "ab" * 32
+COUNTS = st.builds(Counts, *[st.integers(0, 10**6)] * 6)
+
+
+@given(st.integers(0, 10**12), st.from_regex(r"(bytes=)?[0-9]{0,13}-[0-9]{0,13}", fullmatch=True))
+def test_any_range_is_a_part_within_the_payload(size: int, range_: str) -> None:
+    part = choose_part(size, NAME, "", range_, "")
+    assert part.status in (200, 206, 416)
+    assert 0 <= part.offset <= part.offset + part.size <= size
+    length = dict(part.headers).get("Content-Length")
+    assert length == (None if part.status == 416 else str(part.size))
+    if part.status == 206:
+        assert part.size > 0
+        assert dict(part.headers)["Content-Range"] == f"bytes {part.offset}-{part.offset + part.size - 1}/{size}"
+
+
+@pytest.mark.parametrize(
+    ("range_", "offset", "size"),
+    [("bytes=0-0", 0, 1), ("bytes=9-", 9, 1), ("bytes=-1", 9, 1), ("bytes=3-4", 3, 2), ("bytes=0-99", 0, 10), ("bytes=-99", 0, 10)],
+)  # fmt: skip
+def test_a_range_includes_both_ends(range_: str, offset: int, size: int) -> None:
+    part = choose_part(10, NAME, "", range_, "")
+    assert (part.status, part.offset, part.size) == (206, offset, size)
+
+
+def test_a_condition_stands_above_a_range() -> None:
+    assert choose_part(10, NAME, f'"{NAME}"', "bytes=0-1", "").status == 304
+    assert choose_part(10, NAME, '"other"', "bytes=0-1", f'"{NAME}"').status == 206
+    assert choose_part(10, NAME, "", "bytes=0-1", '"other"').status == 200
+    assert choose_part(10, NAME, "", "bytes=0-1", f'W/"{NAME}"').status == 200, "a weak tag promises no byte"
+
+
+@pytest.mark.parametrize(
+    ("condition", "expected"),
+    [("*", True), ('"x"', True), ('W/"x"', True), ('"y", "x"', True), ('"xx"', False), ("x", False)],
+)
+def test_etags_match_by_the_weak_comparison(condition: str, expected: bool) -> None:
+    assert etag_matches(condition, '"x"') is expected
+
+
+def test_a_steady_rate_is_itself() -> None:
+    history = RateHistory(step_s=2, steps=5)
+    for second in range(100, 121):
+        history.add(float(second), 10 * second)
+    assert history.rates(120.5) == [10.0] * 5
+
+
+def test_a_gap_is_its_average_and_outside_nothing_is_known() -> None:
+    history = RateHistory(step_s=2, steps=6)
+    history.add(100.0, 0)
+    history.add(108.0, 400)
+    assert history.rates(110.0) == [None, 50.0, 50.0, 50.0, 50.0, None]
+    assert history.rates(10_000.0) == [None] * 6
+
+
+def test_fewer_ended_than_before_begins_anew() -> None:
+    history = RateHistory(step_s=2, steps=4)
+    history.add(100.0, 500)
+    history.add(104.0, 0)
+    history.add(106.0, 8)
+    assert history.rates(106.0) == [None, None, None, 4.0]
+
+
+@given(st.lists(st.tuples(st.floats(0.001, 50), st.integers(0, 1000)), max_size=60))
+def test_the_history_has_one_length_and_no_negative_rate(steps: list[tuple[float, int]]) -> None:
+    history = RateHistory()
+    at, ended = 1000.0, 0
+    for wait_s, more in steps:
+        at, ended = at + wait_s, ended + more
+        history.add(at, ended)
+        rates = history.rates(at)
+        assert len(rates) == 90
+        assert all(rate is None or rate >= 0 for rate in rates)
+
+
+@given(COUNTS, st.integers(0, 100))
+def test_a_bar_has_no_gap_and_never_overflows(counts: Counts, more: int) -> None:
+    parts = figures.bar(counts, figures.total(counts) + more)
+    x = 0
+    for state, start, width in parts:
+        assert start == x, state
+        assert width >= 0
+        x += width
+    assert x <= figures.BAR_WIDTH
+    assert (x == figures.BAR_WIDTH) == (more == 0 and figures.total(counts) > 0)
+
+
+@given(COUNTS)
+def test_all_of_it_is_said_only_when_it_is_true(counts: Counts) -> None:
+    tasks = figures.total(counts)
+    assert (figures.percent(counts, tasks) == "100 %") == (tasks > 0 and figures.ended(counts) == tasks)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (None, figures.UNKNOWN), (-3, "0 s"), (0.4, "0 s"), (59.4, "59 s"), (59.5, "1 min 00 s"), (3599.4, "59 min 59 s"),
+        (3599.5, "1 h 00 min"), (86399, "23 h 59 min"), (86400, "1 d 00 h"), (1e6, "11 d 13 h"),
+    ],
+)  # fmt: skip
+def test_a_duration_has_two_units(seconds: float | None, text: str) -> None:
+    assert figures.duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("per_s", "text"), [(0, "0.0"), (9.94, "9.9"), (9.95, "10"), (1234.5, "1,235"), (1e6, "1,000,000")]
+)
+def test_a_rate_has_as_many_digits_as_can_be_read(per_s: float, text: str) -> None:
+    assert figures.rate(per_s) == text
+
+
+def test_a_line_breaks_where_nothing_is_known() -> None:
+    assert figures.spark_line([None, 1.0, 2.0, None, 0.0]) == "M1 20.5L2 2.0M4 39.0"
+    assert figures.spark_line([1.0], area=True) == "M0 40L0 2.0L0 40Z"
+    assert figures.spark_line([None, None]) == ""
+
+
+@given(st.text(max_size=60))
+def test_any_text_as_a_host_is_judged(host: str) -> None:
+    hosts = Hosts("192.0.2.7", ["farm.example"])
+    if hosts.allow(host):
+        assert host.lower().rpartition(":")[0].startswith(("localhost", "127.", "[", "192.0.2.7", "farm.example")) or (
+            ":" not in host
+        )
+
+
+def test_the_bound_address_is_a_name_of_ours() -> None:
+    hosts = Hosts("192.0.2.7", ["farm.example"])
+    assert hosts.allow("192.0.2.7:8421")
+    assert hosts.allow("FARM.example")
+    assert not hosts.allow("192.0.2.70")
+    assert not hosts.allow("farm.example.org")
+    assert Hosts("::1").allow("[::1]:1")
