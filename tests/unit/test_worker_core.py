@@ -1,11 +1,9 @@
 """The worker's core: leases to slots, reports until acknowledged, recall, stop, reconnection, hand-back."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from districomp import wire
 from districomp.messages import (
@@ -28,19 +26,14 @@ from districomp.messages import (
     Submit,
     Welcome,
 )
-from districomp.model import Blob
-from districomp.taskdef import Definition, encode_definition
-from dworker.core import HAND_BACK_S, HELD_MAX, STARTED_S, Settings, WorkerCore
+from dworker.core import HAND_BACK_S, HELD_MAX, STARTED_S
 from dworker.events import (
     AttemptsEnded,
     Connected,
     Discard,
     Disconnected,
-    Effects,
     Exit,
-    Received,
     Reset,
-    SendMessage,
     Shutdown,
     StartAttempts,
     StopAttempts,
@@ -49,64 +42,7 @@ from dworker.events import (
     UseData,
 )
 from dworker.hold import PIPELINE_MAX
-
-OFFSET_S = 1_700_000_000.0
-LEASE_S = 15.0
-BLOB = Blob(b"\x07" * 32, 100_000)
-
-
-def over_the_wire(message: Message) -> Any:
-    """A message as its receiver gets it."""
-    decoder = wire.Decoder()
-    decoder.greeted()
-    (received,) = decoder.receive(wire.encode(message))
-    return received
-
-
-class Lab:
-    """A core, the clock, and what it said."""
-
-    def __init__(self, slots: int = 2) -> None:
-        self.core = WorkerCore(Settings(slots=slots, first_serial=1000))
-        self.now = 100.0
-        self.sent: list[Any] = []
-        self.effects: list[Effects] = []
-        self.starts: list[StartAttempts] = []
-        self.watch: Callable[[], None] = lambda: None
-
-    def feed(self, *events: Any) -> None:
-        effects = self.core.handle_batch(list(events), self.now) + self.core.tick(self.now)
-        self.core.check()
-        self.sent = [over_the_wire(effect.message) for effect in effects if isinstance(effect, SendMessage)]
-        self.effects = [effect for effect in effects if not isinstance(effect, SendMessage)]
-        self.starts = [effect for effect in effects if isinstance(effect, StartAttempts)]
-        self.watch()
-
-    def hear(self, *messages: Message) -> None:
-        self.feed(*(Received(over_the_wire(message), self.now) for message in messages))
-
-    def wait(self, seconds: float) -> None:
-        self.now += seconds
-        self.feed()
-
-    def connect(self, cluster: str = "c1") -> None:
-        welcome = Welcome(1, cluster, "lab", 1, LEASE_S, "http://127.0.0.1:1", self.now + OFFSET_S)
-        self.feed(Connected(over_the_wire(welcome), self.now))
-
-    def define(self, job: int = 1, runner: Any = "command", **rest: Any) -> None:
-        numbers = rest.pop("numbers", None)
-        definition = Definition("d", f"digest{job}", "", runner, ["true"], **rest)
-        self.hear(
-            Define(definition.digest, encode_definition(definition)), JobSpec(job, definition.digest, {}, numbers)
-        )
-
-    def end(self, start: StartAttempts, each_s: float = 0.0, **columns: Any) -> None:
-        """All attempts of a start end, done unless `columns` say otherwise, one after another."""
-        count = len(start.leases)
-        begun = [self.now + place * each_s for place in range(count)]
-        self.now += count * each_s
-        ended = [time + each_s for time in begun]
-        self.feed(AttemptsEnded(start.slot, start.leases, ended, started=list(begun), **columns))
+from tests.unit.workerlab import BLOB, LEASE_S, OFFSET_S, Lab
 
 
 @pytest.fixture
@@ -477,93 +413,3 @@ def test_shutdown_does_not_wait_for_ever(joined: Lab) -> None:
 def test_an_idle_worker_exits_at_once(lab: Lab) -> None:
     lab.feed(Shutdown())
     assert lab.effects == [Exit()]
-
-
-ACTIONS = st.lists(st.tuples(st.sampled_from("aeeerswdcub"), st.integers(0, 50)), max_size=60)
-
-
-@settings(deadline=None, max_examples=60)
-@given(ACTIONS)
-def test_every_lease_is_answered_exactly_once_whatever_happens(actions: list[tuple[str, int]]) -> None:
-    """Random life, cuts included: each lease given is in the end reported or returned, once."""
-    lab = Lab(slots=3)
-    given_leases: list[int] = []
-    heard: dict[int, Reports] = {}
-    returned: list[int] = []
-    hands: dict[int, int] = {}
-    uploads: list[int] = []
-    connected = True
-
-    def look() -> None:
-        for message in lab.sent:
-            if isinstance(message, Reports):
-                assert heard.setdefault(message.serial, message) == message
-            elif isinstance(message, Returned):
-                returned.extend(message.leases)
-        for effect in lab.effects:
-            if isinstance(effect, StartAttempts):
-                hands.update(dict.fromkeys(effect.leases, effect.slot))
-            elif isinstance(effect, Upload):
-                uploads.append(effect.lease)
-
-    lab.watch = look
-    lab.connect()
-    lab.define(1)
-    lab.define(2, "stream")
-
-    def assign(number: int) -> None:
-        if connected:
-            first = given_leases[-1] + 1 if given_leases else 1
-            indexes = list(range(first, first + number))
-            given_leases.extend(indexes)
-            lab.hear(Assign(1 + number % 2, first, indexes))
-
-    def end(number: int) -> None:
-        if hands:
-            slot = list(hands.values())[number % len(hands)]
-            lease = next(lease for lease, where in hands.items() if where == slot)
-            del hands[lease]
-            result = [BLOB] if number % 7 == 0 else [b"r"]
-            lab.feed(AttemptsEnded(slot, [lease], [lab.now], started=[lab.now - number / 1000], results=list(result)))
-
-    def cut(_: int) -> None:
-        nonlocal connected
-        if connected:
-            lab.feed(Disconnected())
-        else:
-            lab.connect()
-            lab.define(1)
-            lab.define(2, "stream")
-        connected = not connected
-
-    def say(message: Callable[[list[int]], Message]) -> Callable[[int], None]:
-        def act(number: int) -> None:
-            if connected:
-                lab.hear(message(given_leases[-number:]))
-
-        return act
-
-    def upload(_: int) -> None:
-        if uploads:
-            lab.feed(Uploaded(uploads.pop()))
-
-    def acknowledge(_: int) -> None:
-        if connected:
-            lab.hear(Ack(list(heard)))
-
-    acts: dict[str, Callable[[int], None]] = {
-        "a": assign, "e": end, "r": say(Recall), "s": say(Stop), "w": lambda number: lab.wait(number / 10),
-        "d": cut, "c": cut, "u": upload, "b": acknowledge,
-    }  # fmt: skip
-    for name, number in actions:
-        acts[name](number)
-    if not connected or lab.core._resetting:
-        connected = False
-        lab.feed(Disconnected())
-        cut(0)
-    while hands or uploads:
-        end(1)
-        upload(0)
-    reported = [lease for message in heard.values() for lease in message.leases]
-    assert sorted(reported + returned) == given_leases
-    assert lab.core.running == lab.core.queued == 0
