@@ -108,7 +108,7 @@ class _Walk:
                     self._entry(handle, entry, path, depth)
                 except OSError as error:
                     self.faults.append(f"{path} cannot be read: {error.strerror}")
-                except (_ChangedError, DigestMismatchError):
+                except (ChangedError, DigestMismatchError):
                     self.faults.append(f"{path} is being changed; it is read again at once")
                 if self._full():
                     return
@@ -184,35 +184,35 @@ def _open_below(parent: int, folder: str) -> int:
     return handle
 
 
-class _ChangedError(Exception):
+class ChangedError(Exception):
     """A file grew or shrank between its stat and its end."""
 
 
 def _store(blobs: BlobStore, file: int, size: int) -> str:
     """The SHA-256 (hex) of an open file, its content in the store. Hashed first: mostly it is there already."""
     digest = hashlib.sha256()
-    for chunk in _chunks(file, size):
+    for chunk in chunks(file, size):
         digest.update(chunk)
     name = digest.hexdigest()
     if not blobs.has(name):
         os.lseek(file, 0, os.SEEK_SET)
         with blobs.writer() as writer:
-            for chunk in _chunks(file, size):
+            for chunk in chunks(file, size):
                 writer.write(chunk)
             writer.commit(name)
     return name
 
 
-def _chunks(file: int, size: int) -> Iterator[bytes]:
+def chunks(file: int, size: int) -> Iterator[bytes]:
     """Exactly `size` bytes and the end, so that neither a growing file nor a wrong size gets into a manifest."""
     left = size
     while chunk := os.read(file, min(CHUNK_BYTES, left + 1)):
         left -= len(chunk)
         if left < 0:
-            raise _ChangedError
+            raise ChangedError
         yield chunk
     if left:
-        raise _ChangedError
+        raise ChangedError
 
 
 def _kind(mode: int) -> str:

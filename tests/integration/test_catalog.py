@@ -405,3 +405,15 @@ def test_files_that_change_while_they_are_read_never_make_a_wrong_bundle(lab: La
     settle()
     (main,) = [file for file in lab.manifest(lab.scan().definitions["r"]) if file.path == "main.py"]
     assert lab.blobs.read_bytes(main.sha256) == (root / "main.py").read_bytes()
+
+
+@pytest.mark.parametrize("size", [9, 11])
+def test_a_file_is_read_whole_or_not_at_all(tmp_path: Path, size: int) -> None:
+    """It grew or shrank after its size was seen: what would be hashed is not what the manifest says."""
+    path = tmp_path / "f"
+    path.write_bytes(b"x" * 10)
+    with path.open("rb") as file:
+        assert b"".join(bundles.chunks(file.fileno(), 10)) == b"x" * 10
+        file.seek(0)
+        with pytest.raises(bundles.ChangedError):
+            list(bundles.chunks(file.fileno(), size))

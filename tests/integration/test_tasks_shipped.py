@@ -5,6 +5,7 @@ import io
 import json
 import keyword
 import os
+import select
 import subprocess
 import sys
 import tokenize
@@ -112,6 +113,23 @@ def test_identifiers_answers_anything_in_order_and_ends_with_its_input(definitio
     assert json.loads(answers[0]["result"]) == {}
     assert json.loads(answers[1]["result"])["b"] == 1
     assert json.loads(answers[2]["result"])["a"] == 1
+
+
+def test_identifiers_answers_before_the_next_task_comes(definitions: dict[str, Definition]) -> None:
+    """An answer left in a buffer would keep a worker waiting for ever."""
+    with subprocess.Popen(
+        argv(definitions["identifiers"], {}), cwd=TASKS / "identifiers", stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+        try:
+            process.stdin.write(b'{"id": 1, "item": "a"}\n')
+            process.stdin.flush()
+            ready, _, _ = select.select([process.stdout], [], [], 20)
+            assert ready, "no answer came"
+            assert json.loads(process.stdout.readline())["id"] == 1
+        finally:
+            process.kill()
 
 
 def test_identifiers_agrees_with_the_tokenizer_on_real_modules(definitions: dict[str, Definition]) -> None:
