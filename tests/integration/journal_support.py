@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
+import apsw
 import msgspec
 from hypothesis import strategies as st
 
@@ -29,6 +30,30 @@ PAYLOADS: st.SearchStrategy[Payload] = st.binary(max_size=40) | st.builds(
 )
 ITEMS: st.SearchStrategy[Item] = PAYLOADS | st.builds(File, path=TEXTS, content=PAYLOADS)
 STATES = st.sampled_from([QUEUED, DONE, FAILED, CANCELLED])
+
+
+def job(number: int, count: int = 1, numbers: tuple[int, int] | None = (0, 1)) -> JobRecord:
+    return JobRecord(number, f"r{number}", "me", "", "digest", "shell", {}, count, numbers, None, 1.0)
+
+
+def outcome(number: int, serial: int, indexes: list[int], size: int = 4) -> OutcomeRecord:
+    return OutcomeRecord(Outcome(number, serial, "w", indexes, results=[b"r" * size for _ in indexes]))
+
+
+def serials(rows: list[bytes]) -> list[int]:
+    return [msgspec.msgpack.decode(row, type=Outcome).serial for row in rows]
+
+
+def statements_of(connection: apsw.Connection) -> list[str]:
+    """A list that fills with what the connection executes."""
+    statements: list[str] = []
+
+    def note(cursor: apsw.Cursor, sql: str, bindings: object) -> bool:
+        statements.append(sql)
+        return True
+
+    connection.exec_trace = note
+    return statements
 
 
 class Model(msgspec.Struct):
