@@ -21,8 +21,8 @@ from dcoord.blobs import BlobStore
 from dcoord.catalog import Catalog, Scan
 from dcoord.children import Child
 from dcoord.core.core import Core, Settings
-from dcoord.core.effects import Close, Effect, ReadPayload, Send
-from dcoord.core.events import DefinitionsChanged, Degraded, Events, Gone, PayloadRead, Received, SpaceLeft
+from dcoord.core.effects import Close, Effect, ReadJob, ReadPayload, Send
+from dcoord.core.events import DefinitionsChanged, Degraded, Events, Gone, JobRead, PayloadRead, Received, SpaceLeft
 from dcoord.core.records import Record, WorkerRecord
 from dcoord.endpoint import Endpoint, EndpointFile
 from dcoord.journal import Journal
@@ -32,7 +32,7 @@ from districomp import __version__, clock, systemd
 from districomp.config import CoordinatorConfig, Paths
 from districomp.discovery import Advertisement
 from districomp.errors import JournalError
-from districomp.messages import DataAt, HelloWeb, Query, Results, Watch
+from districomp.messages import DataAt, HelloWeb, Query, Refused, Results, Watch
 
 log = logging.getLogger(__name__)
 
@@ -178,15 +178,17 @@ class Daemon:
                 connection.close(effect.code, effect.text)
         elif isinstance(effect, ReadPayload):
             self._spawn(self._read_payload(effect))
+        elif isinstance(effect, ReadJob):
+            self._spawn(self._read_job(effect))
 
     def _answer(self, batch: Sequence[Events], records: list[Record]) -> None:
         """Serve the questions of a batch, and those who wait for what it changed."""
         connections = self._listener.connections
         self._sessions.after_batch(records)
-        for peer, request, job in self._core.cancelled_requests:
+        for peer, request, job in self._core.answers:
             if peer in connections:
                 self._sessions.job_reply(connections[peer], request, job)
-        self._core.cancelled_requests.clear()
+        self._core.answers.clear()
         for event in batch:
             if isinstance(event, Received):
                 message, connection = event.message, connections.get(event.peer)
@@ -208,6 +210,16 @@ class Daemon:
             self._inbox.wake()
             return
         self._inbox.put(PayloadRead(effect.job, effect.first, items))
+
+    async def _read_job(self, effect: ReadJob) -> None:
+        try:
+            restored = await self._sessions.read_job(effect.job)
+        except JournalError as error:
+            connection = self._listener.connections.get(effect.peer)
+            if connection is not None:
+                connection.send(Refused(effect.request, "degraded", str(error)))
+            return
+        self._inbox.put(JobRead(effect, restored))
 
     def _web_moved(self, hello: HelloWeb) -> None:
         """dcoord-web says where it serves: tell everybody who is connected, and the endpoint file."""

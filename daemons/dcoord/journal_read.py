@@ -300,13 +300,16 @@ class Reader:
 
     def _state(self, job: int, attempts: list[Outcome]) -> str:
         """The name of the state that a task which is not done is in, as far as the journal knows."""
-        sweeps = query(self._connection, "SELECT serial, sweep FROM heads WHERE job = ? AND sweep IS NOT NULL", (job,))
-        # An outcome's own entries come before its sweep, which takes only what is queued.
-        changes = [(attempt.serial, 0, attempt.states[0]) for attempt in attempts]
-        changes += [(serial, 1, sweep) for serial, sweep in sweeps]
+        sweeps = query(
+            self._connection, "SELECT serial, sweep, states FROM heads WHERE job = ? AND sweep IS NOT NULL", (job,)
+        )
+        # A sweep takes only what is in one of its sources: what is queued, or what a person had queued again.
+        changes: list[tuple[int, int, bytes | None]]
+        changes = [(attempt.serial, attempt.states[0], None) for attempt in attempts]
+        changes += [(serial, sweep, (states or b"") if sweep == QUEUED else b"\0") for serial, sweep, states in sweeps]
         state = QUEUED
-        for _, is_sweep, new in sorted(changes):
-            if not is_sweep or state == QUEUED:
+        for _, new, sources in sorted(changes, key=lambda change: change[0]):
+            if sources is None or state in sources:
                 state = new
         return "queued or running" if state == QUEUED else STATE_NAMES[state]
 

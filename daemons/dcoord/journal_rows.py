@@ -21,6 +21,7 @@ from dcoord.core.records import (
     OutcomeRecord,
     PayloadRecord,
     Record,
+    ResumeRecord,
     WorkerRecord,
 )
 from districomp.messages import Outcome
@@ -42,7 +43,9 @@ _encoder = msgspec.msgpack.Encoder()
 _outcomes = msgspec.msgpack.Decoder(Outcome)
 _items = msgspec.msgpack.Decoder(list[Item])
 _reasons = msgspec.msgpack.Decoder(tuple[list[str], list[int]])
-_details = msgspec.msgpack.Decoder(tuple[dict[str, Any], tuple[int, int] | None, int | None])
+_details = msgspec.msgpack.Decoder(
+    tuple[dict[str, Any], tuple[int, int] | None, int | None, list[tuple[str, list[Any]]]]
+)
 _counts = msgspec.msgpack.Decoder(list[int])
 
 
@@ -135,7 +138,7 @@ def _payload_row(record: PayloadRecord) -> Row:
 
 
 def _job_row(record: JobRecord) -> Row:
-    details = _encoder.encode((record.params, record.numbers, record.max_fails))
+    details = _encoder.encode((record.params, record.numbers, record.max_fails, record.matrix))
     return _padded(
         3,
         record.job,
@@ -153,9 +156,9 @@ def _job_row(record: JobRecord) -> Row:
 def unpack_job(columns: tuple[Any, ...]) -> JobRecord:
     """A job of the columns of the table `jobs`, in their order."""
     job, request_id, user, name, definition, definition_name, count, details, submitted = columns
-    params, numbers, max_fails = _details.decode(details)
+    params, numbers, max_fails, matrix = _details.decode(details)
     return JobRecord(
-        job, request_id, user, name, definition, definition_name, params, count, numbers, max_fails, submitted
+        job, request_id, user, name, definition, definition_name, params, count, numbers, max_fails, submitted, matrix
     )
 
 
@@ -197,6 +200,10 @@ def unpack_end(job: int, state: str, counts: bytes, ended: float) -> JobEndRecor
     return JobEndRecord(job, state, _counts.decode(counts), ended)
 
 
+def _resume_row(record: ResumeRecord) -> Row:
+    return _padded(10, record.job)
+
+
 def _worker_row(record: WorkerRecord) -> Row:
     return _padded(8 if record.present else 9, record.worker, record.name, record.at)
 
@@ -213,6 +220,7 @@ _ROWS: Final[dict[type[Record], Callable[[Any], Row]]] = {
     FrontierRecord: _frontier_row,
     OutcomeRecord: _outcome_row,
     JobEndRecord: _end_row,
+    ResumeRecord: _resume_row,
     WorkerRecord: _worker_row,
 }
 

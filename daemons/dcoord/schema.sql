@@ -31,7 +31,7 @@ CREATE TABLE jobs (
   definition      TEXT NOT NULL,
   definition_name TEXT NOT NULL,
   count           INTEGER NOT NULL CHECK (count BETWEEN 0 AND 4294967296),
-  details         BLOB NOT NULL,  -- [params, numbers, max_fails] in MessagePack
+  details         BLOB NOT NULL,  -- [params, numbers, max_fails, matrix] in MessagePack
   submitted       REAL NOT NULL
 ) STRICT;
 
@@ -115,6 +115,10 @@ CREATE TRIGGER batch_end INSTEAD OF INSERT ON batch WHEN NEW.kind = 7 BEGIN
       SELECT max(key) & 4294967295 FROM outcomes WHERE key BETWEEN NEW.a << 32 AND NEW.a << 32 | 4294967295), 0))
     ON CONFLICT DO UPDATE SET state = excluded.state, counts = excluded.counts, ended = excluded.ended,
       last_serial = excluded.last_serial;
+END;
+
+CREATE TRIGGER batch_resume INSTEAD OF INSERT ON batch WHEN NEW.kind = 10 BEGIN
+  DELETE FROM ends WHERE job = NEW.a;
 END;
 
 CREATE TRIGGER batch_worker INSTEAD OF INSERT ON batch WHEN NEW.kind = 8 BEGIN

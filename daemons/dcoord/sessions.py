@@ -16,12 +16,13 @@ import msgspec
 
 from dcoord.core import view
 from dcoord.core.core import Core
+from dcoord.core.explain import explain
 from dcoord.core.job import Job
-from dcoord.core.records import OutcomeRecord, Record
+from dcoord.core.records import OutcomeRecord, Record, RestoredJob
 from dcoord.journal import Reader, pack_outcome
 from dcoord.taskview import JobSnapshot, Running, task_document, task_documents
 from districomp import clock
-from districomp.documents import DefinitionDocument
+from districomp.documents import DefinitionDocument, DefinitionShowDocument
 from districomp.errors import DistricompError
 from districomp.messages import BATCH_BYTES, AnyMessage, Query, Refused, Reply, ResultRows, Results, Watch
 from districomp.model import STATE_NAMES
@@ -110,6 +111,18 @@ class Sessions:
         document = view.job_document(self._core().jobs[job], clock.now())
         connection.send(Reply(request, [msgspec.msgpack.encode(document)]))
 
+    async def read_job(self, number: int) -> RestoredJob:
+        """A job whole, heads included, from the journal. JournalError if it cannot be read."""
+
+        def read(reader: Reader) -> RestoredJob:
+            restored = reader.job(number)
+            assert restored is not None, "the core has only recorded jobs"
+            restored.heads = list(reader.heads(number))
+            restored.last_serial = max((head.serial for head in restored.heads), default=0)
+            return restored
+
+        return await self._in_thread(read)
+
     async def close(self) -> None:
         """End the reading thread."""
         for task in list(self._tasks):
@@ -130,10 +143,22 @@ class Sessions:
                 _reply(connection, message.request, view.worker_documents(core, now))
             case "definitions":
                 _reply(connection, message.request, self.definitions)
-            case "job" | "task" | "tasks":
+            case "definition":
+                self._query_definition(connection, message)
+            case "job" | "task" | "tasks" | "explain":
                 self._query_job(connection, message, core, now)
             case _:
                 _refuse(connection, message.request, "bad_request", f"there are no documents {message.noun!r}")
+
+    def _query_definition(self, connection: Connection, message: Query) -> None:
+        definition = self._core().definitions.get(message.name)
+        if definition is None:
+            text = f"there is no live definition {message.name!r}; see: dctl def list"
+            _refuse(connection, message.request, "unknown_definition", text)
+            return
+        entry = next(document for document in self.definitions if document.name == message.name)
+        document = DefinitionShowDocument(definition.name, definition.digest, entry.origin, definition, entry.problems)
+        _reply(connection, message.request, [document])
 
     def _query_job(self, connection: Connection, message: Query, core: Core, now: float) -> None:
         job = core.jobs.get(message.job)
@@ -141,10 +166,12 @@ class Sessions:
             _refuse_job(connection, message.request, message.job)
         elif message.noun == "job":
             _reply(connection, message.request, [view.job_document(job, now)])
-        elif message.noun == "task" and not 0 <= message.index < job.record.count:
+        elif message.noun in ("task", "explain") and not 0 <= message.index < job.record.count:
             last = job.record.count - 1
             text = f"there is no task {job.id}.{message.index}; job {job.id} has {job.id}.0 to {job.id}.{last}"
             _refuse(connection, message.request, "unknown_task", text)
+        elif message.noun == "explain":
+            _reply(connection, message.request, [explain(core, job, message.index)])
         elif message.state not in ("", *STATE_NAMES):
             text = f"{message.state!r} is not a task's state; those are {', '.join(STATE_NAMES)}"
             _refuse(connection, message.request, "bad_request", text)
@@ -271,16 +298,18 @@ class Sessions:
 
     # ---- inside ----
 
-    async def _read(self, connection: Connection, request: int, read: Callable[[Reader], T]) -> T | None:
-        """Run `read` in the reading thread; None after the client was told that it failed."""
-
+    async def _in_thread(self, read: Callable[[Reader], T]) -> T:
         def run() -> T:
             if self._reader is None:
                 self._reader = Reader(self._journal)
             return read(self._reader)
 
+        return await asyncio.get_running_loop().run_in_executor(self._thread, run)
+
+    async def _read(self, connection: Connection, request: int, read: Callable[[Reader], T]) -> T | None:
+        """Run `read` in the reading thread; None after the client was told that it failed."""
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, run)
+            return await self._in_thread(read)
         except DistricompError as error:
             log.error("reading for %s: %s", connection.address, error)
             _refuse(connection, request, "degraded", str(error))

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 
 import msgspec
 
+from dcoord.core.job import apply_sweep
 from dcoord.journal import Reader
 from districomp.documents import AttemptDocument, TaskDocument, iso_time
 from districomp.messages import Outcome
 from districomp.model import (
     DONE,
-    QUEUED,
     STATE_NAMES,
     STDERR_TAIL_BYTES,
     Blob,
@@ -62,7 +62,7 @@ def _states_of_ended(reader: Reader, snapshot: JobSnapshot) -> bytearray:
         for place, index in enumerate(head.indexes):
             states[index] = head.states[place] if head.states else DONE
         if head.sweep is not None:
-            states = states.replace(bytes((QUEUED,)), bytes((head.sweep,)))
+            apply_sweep(states, head)
     return states
 
 

@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 
 import msgspec
 
+from districomp.taskdef import Definition
+
 
 class Counts(msgspec.Struct):
     """Tasks by state."""
@@ -59,6 +61,19 @@ class TaskDocument(msgspec.Struct):
     sha256: str | None
 
 
+class ExplainDocument(msgspec.Struct):
+    """`dctl explain`: a task's state and the one cause of it. `until`: when that passes by itself, if it does.
+
+    Causes of a queued task: no_worker no_free_slot backoff requirement restart disk_full degraded reading next.
+    """
+
+    task: str
+    state: str
+    cause: str
+    text: str
+    until: str | None = None
+
+
 class WorkerDocument(msgspec.Struct):
     """An entry of `dctl worker list`. `running`: started attempts; `words`: null unless pending."""
 
@@ -107,6 +122,16 @@ class DefinitionDocument(msgspec.Struct):
     description: str
     runner: str
     origin: str
+    problems: list[str]
+
+
+class DefinitionShowDocument(msgspec.Struct):
+    """`dctl def show`: a live definition, checked and complete, and what is wrong with files of its name."""
+
+    name: str
+    version: str
+    origin: str
+    definition: Definition
     problems: list[str]
 
 

@@ -335,7 +335,8 @@ class Outcome(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=Fa
     """Attempts of one job that ended together: a row of the journal, and what ResultRows carries.
 
     `serial` numbers a job's rows from 1. `states` are what the tasks became (empty: all done; 0 = to be retried).
-    `sweep`: a state that every task still queued took at this point (a cancelled job).
+    `sweep`: a state that every task still queued took at this point (a cancelled job); or 0: a person had every
+    task in one of `states` queued again. Such a row names no tasks.
     """
 
     job: int

@@ -168,6 +168,42 @@ def check_params(definition: Definition, params: Mapping[str, Any]) -> dict[str,
     return values
 
 
+def check_matrix(
+    definition: Definition, params: Mapping[str, Any], matrix: Sequence[tuple[str, list[Any]]]
+) -> tuple[dict[str, Any], list[tuple[str, list[Any]]]]:
+    """The params without those that vary, and the matrix, both as the definition types them. ParamsError lists all faults."""
+    faults: list[str] = []
+    varying = dict(matrix)
+    if len(varying) < len(matrix):
+        faults.append("a name stands twice in the matrix")
+    faults += [f"{name!r} is given as a param and in the matrix" for name in varying if name in params]
+    faults += [f"{name!r} has no values in the matrix" for name, values in matrix if not values]
+    if faults:
+        raise ParamsError(definition.name, faults)
+    fixed = check_params(definition, dict(params) | {name: values[0] for name, values in matrix})
+    checked: list[tuple[str, list[Any]]] = []
+    for name, values in matrix:
+        entries: list[Any] = []
+        for value in values:
+            try:
+                entries.append(check_value(definition.params[name], value))
+            except ValueError as error:
+                faults.append(f"{name!r} {error}")
+        checked.append((name, entries))
+    if faults:
+        raise ParamsError(definition.name, faults)
+    return {name: value for name, value in fixed.items() if name not in varying}, checked
+
+
+def matrix_params(matrix: Sequence[tuple[str, list[Any]]], index: int) -> dict[str, Any]:
+    """The params of a matrix' `index`-th combination; the last name varies fastest."""
+    chosen: dict[str, Any] = {}
+    for name, values in reversed(matrix):
+        index, place = divmod(index, len(values))
+        chosen[name] = values[place]
+    return chosen
+
+
 def check_value(param: Param, value: Any) -> Any:
     """One value as `param` types it. ValueError says what it must be."""
     match param.type:

@@ -242,9 +242,9 @@ class Process:
 
     def _answer(self, batch: list[Events], out: dict[int, bytearray]) -> None:
         answers: list[tuple[int, Message]] = []
-        for number, request, _job in self.core.cancelled_requests:
+        for number, request, _job in self.core.answers:
             answers.append((number, Reply(request, [])))
-        self.core.cancelled_requests.clear()
+        self.core.answers.clear()
         for event in batch:
             if isinstance(event, Received) and isinstance(event.message, Results):
                 answers.append((event.peer, self._rows(event.message)))

@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from typing import TypeVar
 
 from dcoord.core.core import Core, Settings
-from dcoord.core.effects import Close, Effect, ReadPayload, Send
-from dcoord.core.events import DefinitionsChanged, Events, Gone, PayloadRead, Received
+from dcoord.core.effects import Close, Effect, ReadJob, ReadPayload, Send
+from dcoord.core.events import DefinitionsChanged, Events, Gone, JobRead, PayloadRead, Received
 from dcoord.core.records import (
     DefinitionRecord,
     DropRecord,
@@ -18,6 +18,7 @@ from dcoord.core.records import (
     Record,
     Restored,
     RestoredJob,
+    ResumeRecord,
     WorkerRecord,
 )
 from districomp import wire
@@ -33,8 +34,8 @@ from districomp.messages import (
     Reports,
     Submit,
 )
-from districomp.model import Item
-from districomp.taskdef import Definition, Param, with_digest
+from districomp.model import STATE_NAMES, Item
+from districomp.taskdef import Definition, Param, Requires, with_digest
 
 M = TypeVar("M", bound=Message)
 R = TypeVar("R", bound=Record)
@@ -51,6 +52,8 @@ def definition(name: str = "work", **keys: object) -> Definition:
 PLAIN = definition()
 PARAMS = definition("params", params={"size": Param("int", min=1)}, argv=["true", "{size}"])
 ONCE = definition("once", rerun="never")
+ARM = definition("arm", requires=Requires(arch=("aarch64",)))
+PICKY = definition("picky", requires=Requires(programs=("povray",), labels=("lab",)))
 
 
 def through_the_wire(message: Message) -> Message:
@@ -72,7 +75,7 @@ class Lab:
         self.closed: list[Close] = []
         self.records: list[Record] = []
         self.serial = 0
-        self.feed(DefinitionsChanged({d.name: d for d in (PLAIN, PARAMS, ONCE)}))
+        self.feed(DefinitionsChanged({d.name: d for d in (PLAIN, PARAMS, ONCE, ARM, PICKY)}))
 
     def feed(self, *events: Events) -> None:
         """One batch through the core, then a tick; chunks that it asks for are read from the records."""
@@ -89,6 +92,9 @@ class Lab:
                 self.closed.append(effect)
             elif isinstance(effect, ReadPayload):
                 reads.append(PayloadRead(effect.job, effect.first, self._items(effect.job, effect.first)))
+            elif isinstance(effect, ReadJob):
+                (job,) = [job for job in restore(self.records, 0, heads=True).jobs if job.record.job == effect.job]
+                reads.append(JobRead(effect, job))
             elif isinstance(effect, Record):
                 self.records.append(effect)
         if reads:
@@ -129,10 +135,13 @@ class Lab:
 
     # ---- short forms ----
 
-    def join(self, peer: int, worker: str = "", slots: int = 1, process: int = 1, inventory: bool = True) -> None:
+    def join(
+        self, peer: int, worker: str = "", *, slots: int = 1, process: int = 1, inventory: bool = True,
+        machine: Machine | None = None,
+    ) -> None:  # fmt: skip
         """A worker that holds nothing joins."""
         name = worker or f"w{peer}"
-        self.receive(peer, HelloWorker(PROTOCOL_VERSION, "", name, name, slots, Machine(), process))
+        self.receive(peer, HelloWorker(PROTOCOL_VERSION, "", name, name, slots, machine or Machine(), process))
         if inventory:
             self.receive(peer, Inventory(0, [], [], [], [], True))
 
@@ -140,7 +149,7 @@ class Lab:
         """A job of `count` numbered tasks, or of `items`; its number."""
         self.receive(900, HelloClient(PROTOCOL_VERSION, "test"))
         fields: dict[str, object] = {"params": {}} | keys
-        if "items" not in fields:
+        if "items" not in fields and "matrix" not in fields:
             fields |= {"count": count, "numbers": (0, 1)}
         self.receive(900, Submit(7, definition=name, **{"request_id": "", **fields}))  # type: ignore[arg-type]
         (accepted,) = self.take(Accepted)
@@ -175,7 +184,7 @@ class Lab:
         return lab
 
 
-def restore(records: list[Record], epoch: int) -> Restored:
+def restore(records: list[Record], epoch: int, *, heads: bool = False) -> Restored:
     """What a journal gives back for these records: the reference that the real journal is compared with."""
     restored = Restored(epoch, SETTINGS.cluster, {}, [], [], 0)
     chunks: dict[int, list[int]] = {}
@@ -200,11 +209,18 @@ def restore(records: list[Record], epoch: int) -> Restored:
             jobs[o.job].last_serial = o.serial
         elif isinstance(record, JobEndRecord):
             jobs[record.job].end = record
+        elif isinstance(record, ResumeRecord):
+            jobs[record.job].end = None
         elif isinstance(record, WorkerRecord):
             workers[record.worker] = record
     for job in jobs.values():
-        if job.end is not None:
+        if job.end is not None and not heads:
             job.heads = []
     restored.jobs = list(jobs.values())
     restored.workers = [record for record in workers.values() if record.present]
     return restored
+
+
+def counts(lab: Lab, job: int) -> dict[str, int]:
+    """A job's tasks by state, those states that have any."""
+    return {n: count for n, count in zip(STATE_NAMES, lab.core.jobs[job].counts, strict=True) if count}

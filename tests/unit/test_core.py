@@ -9,7 +9,6 @@ from districomp.messages import (
     Accepted,
     Ack,
     Assign,
-    Cancel,
     Define,
     Heartbeat,
     HelloWorker,
@@ -27,12 +26,7 @@ from districomp.messages import (
     Welcome,
 )
 from districomp.model import CANCELLED, DONE, FAILED, QUEUED, RUNNING, lease_epoch
-from tests.unit.corelab import PLAIN, Lab
-
-
-def counts(lab: Lab, job: int) -> dict[str, int]:
-    names = ("queued", "running", "done", "failed", "cancelled", "skipped")
-    return {name: count for name, count in zip(names, lab.core.jobs[job].counts, strict=True) if count}
+from tests.unit.corelab import PLAIN, Lab, counts
 
 
 def test_a_job_runs_to_its_end() -> None:
@@ -273,151 +267,6 @@ def test_a_task_that_runs_at_most_once_fails_when_its_worker_is_lost() -> None:
     lab.advance(16.0)
     assert counts(lab, job) == {"failed": 1}
     assert lab.recorded(OutcomeRecord)[0].outcome.reasons == ["outcome_unknown"]
-
-
-# ---- restart ----
-
-
-def test_after_a_restart_a_worker_goes_on_with_what_it_holds() -> None:
-    lab = Lab()
-    lab.join(1, slots=2)
-    job = lab.submit(4)
-    held = lab.leases(1)
-    lab.report(1, held[:1])
-    more = lab.leases(1)
-    later = lab.restart()
-    later.join(5, worker="w1", slots=2, inventory=False)
-    kept = [held[1], *more]
-    later.receive(
-        5, Inventory(job, [t for t, _, _ in kept], [i for _, _, i in kept], [1] * len(kept), [None] * len(kept), True)
-    )
-    assert not later.take(Stop)
-    later.report(5, kept)
-    later.report(5, later.leases(5))
-    assert counts(later, job) == {"done": 4}
-    assert sum(len(o.outcome.indexes) for o in later.recorded(OutcomeRecord)) == 4
-
-
-def test_after_a_restart_what_is_above_the_frontier_is_leased_at_once_and_the_rest_waits() -> None:
-    lab = Lab()
-    lab.join(1, slots=2)
-    lab.submit(5000)
-    later = lab.restart()
-    later.join(2, slots=2)
-    frontier = lab.recorded(FrontierRecord)[-1].frontier
-    assert [i for _, _, i in later.leases(2)] == [frontier, frontier + 1]
-    later.advance(16.0)
-    assert later.core.jobs[1].doubt == {}
-    assert 0 in later.core.jobs[1].ready
-
-
-def test_once_every_worker_is_back_nothing_waits() -> None:
-    lab = Lab()
-    lab.join(1, slots=2)
-    lab.submit(2)
-    later = lab.restart()
-    later.join(7, worker="w1", slots=2)
-    assert len(later.leases(7)) == 2
-
-
-def test_a_result_of_before_the_restart_counts_while_its_task_is_unfinished() -> None:
-    lab = Lab()
-    lab.join(1)
-    lab.join(2)
-    job = lab.submit(2)
-    held = lab.leases(1)
-    later = lab.restart()
-    later.join(9, worker="w1", inventory=False)
-    later.report(9, held)
-    assert counts(later, job) == {"queued": 1, "done": 1}
-    later.report(9, held)
-    assert counts(later, job) == {"queued": 1, "done": 1}
-
-
-def test_what_may_run_once_and_never_comes_back_fails_with_its_reason() -> None:
-    lab = Lab()
-    lab.join(1, slots=2)
-    job = lab.submit(5, "once")
-    later = lab.restart()
-    later.join(2)
-    later.receive(2, Heartbeat())
-    for _ in range(4):
-        later.advance(4.0)
-        later.receive(2, Heartbeat())
-    assert later.core.jobs[job].counts[FAILED] == 2
-    assert later.recorded(OutcomeRecord)[-1].outcome.reasons == ["outcome_unknown"] * 2
-
-
-def test_an_ended_job_is_remembered_by_its_counts() -> None:
-    lab = Lab()
-    lab.join(1)
-    job = lab.submit(1)
-    lab.report(1, lab.leases(1))
-    later = lab.restart()
-    assert counts(later, job) == {"done": 1}
-    assert later.core.jobs[job].state == "done"
-
-
-def test_retries_survive_a_restart() -> None:
-    lab = Lab()
-    lab.join(1)
-    lab.submit(1)
-    lab.report(1, lab.leases(1), "exit", exit_codes=[1])
-    later = lab.restart()
-    later.join(5, worker="w1")
-    (assign,) = [m for _, m in later.sent if isinstance(m, Assign)]
-    assert assign.attempts == [2]
-
-
-# ---- cancel ----
-
-
-def test_cancel_is_recorded_at_once_and_late_reports_are_refused() -> None:
-    lab = Lab()
-    lab.join(1, slots=1)
-    job = lab.submit(100)
-    held = lab.leases(1)
-    lab.receive(900, Cancel(9, job))
-    assert counts(lab, job) == {"cancelled": 100}
-    assert lab.take(Stop, 1)[0].leases == [held[0][0]]
-    lab.report(1, held)
-    assert counts(lab, job) == {"cancelled": 100}
-    assert lab.take(Ack)
-    assert not any(o.outcome.states == [] and o.outcome.indexes for o in lab.recorded(OutcomeRecord))
-    assert counts(lab.restart(), job) == {"cancelled": 100}
-
-
-def test_the_slot_of_a_cancelled_task_is_busy_until_its_worker_says_ended() -> None:
-    lab = Lab()
-    lab.join(1, slots=1)
-    job = lab.submit(1)
-    held = lab.leases(1)
-    lab.receive(900, Cancel(9, job))
-    lab.submit(1)
-    assert not lab.leases(1)
-    lab.report(1, held, "cancelled")
-    assert lab.leases(1)
-
-
-def test_some_tasks_of_a_job_can_be_cancelled() -> None:
-    lab = Lab()
-    lab.join(1, slots=1)
-    job = lab.submit(4)
-    held = lab.leases(1)
-    lab.receive(900, Cancel(9, job, [2, 3]))
-    assert counts(lab, job) == {"queued": 1, "running": 1, "cancelled": 2}
-    lab.report(1, held)
-    lab.report(1, lab.leases(1))
-    assert lab.core.jobs[job].state == "cancelled"
-
-
-def test_at_max_fails_the_rest_is_cancelled() -> None:
-    lab = Lab()
-    lab.join(1)
-    job = lab.submit(10, "once", max_fails=2)
-    lab.report(1, lab.leases(1), "exit", exit_codes=[1])
-    lab.report(1, lab.leases(1), "exit", exit_codes=[1])
-    assert counts(lab, job) == {"failed": 2, "cancelled": 8}
 
 
 # ---- submissions ----

@@ -3,8 +3,8 @@
 from dcoord.core.core import Core
 from dcoord.core.events import Degraded
 from dcoord.core.records import OutcomeRecord, WorkerRecord
-from districomp.messages import PROTOCOL_VERSION, HelloWorker, Machine
-from districomp.model import FAILED
+from districomp.messages import PROTOCOL_VERSION, Ack, Assign, HelloWorker, Inventory, Machine, Returned, Stop
+from districomp.model import DONE, FAILED
 from tests.unit.corelab import SETTINGS, Lab, restore
 
 
@@ -37,3 +37,60 @@ def test_a_worker_that_is_late_with_its_inventory_is_still_here_after_the_next_r
     later.advance(2.0)
     assert later.recorded(WorkerRecord)[-1].present
     assert list(later.restart().core.returning) == ["w1"]
+
+
+def test_a_failure_that_is_recorded_is_not_counted_again_when_only_its_ack_was_lost() -> None:
+    lab = Lab()
+    lab.join(1)
+    job = lab.submit(1)
+    held = lab.leases(1)
+    lab.report(1, held, "exit", exit_codes=[1])
+    later = lab.restart()
+    later.join(2, worker="w1", inventory=False)
+    later.report(2, held, "exit", exit_codes=[1])
+    assert [m.serials for m in later.take(Ack, 2)] == [[later.serial]]
+    assert later.core.jobs[job].tries[0].failures == 1
+
+
+def test_an_attempt_stopped_because_another_was_leased_does_not_count_when_that_one_is_lost() -> None:
+    lab = Lab()
+    lab.join(1)
+    job = lab.submit(1)
+    held = lab.leases(1)
+    later = lab.restart()
+    later.advance(16.0)
+    later.join(2)
+    assert later.leases(2)
+    later.join(3, worker="w1", inventory=False)
+    ((token, _, _),) = held
+    later.receive(3, Inventory(job, [token], [0], [1], [None], False), Inventory(0, [], [], [], [], True))
+    assert [m.leases for m in later.take(Stop, 3)] == [[token]]
+    later.receive(2, Returned([token for token in later.core.fleet.by_id["w2"].leases]))
+    later.take(Assign)
+    later.core.jobs[job].tries.clear()
+    later.report(3, held, "cancelled")
+    assert [record.outcome.reasons for record in later.recorded(OutcomeRecord)] == []
+
+
+def test_a_report_of_another_task_than_was_leased_changes_nothing() -> None:
+    lab = Lab()
+    lab.join(1, slots=2)
+    job = lab.submit(2)
+    first, second = lab.leases(1)
+    lab.report(1, [first, (second[0], job, 0)])
+    assert [close.code for close in lab.closed] == ["protocol"]
+    lab.report(1, [first, second])
+    assert lab.core.jobs[job].counts[DONE] == 2
+
+
+def test_a_report_for_an_ended_job_does_not_take_another_jobs_lease_away() -> None:
+    lab = Lab()
+    lab.join(1)
+    ended = lab.submit(1)
+    lab.report(1, lab.leases(1))
+    job = lab.submit(1)
+    ((token, _, index),) = lab.leases(1)
+    lab.report(1, [(token, ended, index)])
+    assert list(lab.core.fleet.by_id["w1"].leases) == [token]
+    lab.report(1, [(token, job, index)])
+    assert lab.core.jobs[job].counts[DONE] == 1

@@ -10,10 +10,10 @@ from typing import Final
 
 import msgspec
 
-from dcoord.core import join, place, reports, submit
+from dcoord.core import cancel, join, place, reports, submit
 from dcoord.core.backlog import Backlog
 from dcoord.core.effects import Close, Effect, Send
-from dcoord.core.events import DefinitionsChanged, Degraded, Events, Gone, PayloadRead, Received, SpaceLeft
+from dcoord.core.events import DefinitionsChanged, Degraded, Events, Gone, JobRead, PayloadRead, Received, SpaceLeft
 from dcoord.core.fleet import Fleet, Worker
 from dcoord.core.job import Job
 from dcoord.core.records import JobEndRecord, Record, Restored, WorkerRecord
@@ -22,6 +22,7 @@ from districomp.messages import (
     Ack,
     Cancel,
     Goodbye,
+    Has,
     Heartbeat,
     HelloClient,
     HelloWeb,
@@ -32,6 +33,7 @@ from districomp.messages import (
     Query,
     Reports,
     Results,
+    Retry,
     Returned,
     Started,
     Submit,
@@ -39,13 +41,13 @@ from districomp.messages import (
     Welcome,
 )
 from districomp.model import RUNNING, lease_token
-from districomp.taskdef import Definition, decode_definition
+from districomp.taskdef import Definition, Requires, decode_definition
 
 RATE_WINDOW_S: Final = 10
 
 # Questions are answered by the driver; a worker that was just declared lost may still be heard while its
 # connection is being closed.
-_NOT_FOR_THE_CORE: Final = (Query, Watch, Results, Goodbye, Reports, Heartbeat, Started, Returned, Inventory)
+_NOT_FOR_THE_CORE: Final = (Query, Watch, Results, Goodbye, Reports, Heartbeat, Started, Returned, Inventory, Has)
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -76,11 +78,13 @@ class Core:
         self.recorded_definitions: dict[str, Definition] = {}
         self.drafts: dict[tuple[int, int], submit.Draft] = {}
         self.repeats: dict[tuple[int, int], int] = {}
-        self.cancelled_requests: list[tuple[int, int, int]] = []
-        """(peer, request, job) of cancels carried out, for the driver to answer after the commit."""
+        self.answers: list[tuple[int, int, int]] = []
+        """(peer, request, job): carried out, for the driver to answer with the job's document after the commit."""
         self.inventories: dict[str, dict[int, None]] = {}
         self.returning: dict[str, str] = {}
         """Workers (id: name) that were here before the restart and have not said yet what they hold."""
+        self.doubt_until = now + settings.lease_s
+        """When what a worker may have from before the restart is leased anew."""
         self.next_lease = max(next_lease, lease_token(self.epoch, 0))
         self.fence = self.next_lease
         """Lease tokens below it are of before the last restart."""
@@ -99,6 +103,7 @@ class Core:
         self._timers: list[tuple[float, int, Callable[[float], None]]] = []
         self._timer_count = 0
         self._finished: dict[int, int] = {}
+        self._requirers: dict[Requires, int] = {}
         self._is_resumed = False
         self._restore(restored)
 
@@ -115,6 +120,8 @@ class Core:
                 submit.drop_drafts(self, event.peer)
             elif isinstance(event, PayloadRead):
                 self._on_payload(event)
+            elif isinstance(event, JobRead):
+                cancel.on_job_read(self, event)
             elif isinstance(event, DefinitionsChanged):
                 self.definitions = event.definitions
             elif isinstance(event, SpaceLeft):
@@ -183,13 +190,18 @@ class Core:
         """A job is complete."""
         self.jobs[job.id] = self.active[job.id] = job
         self.changed[job.id] = None
+        requires = job.definition.requires
+        self._requirers[requires] = self._requirers.get(requires, 0) + 1
+        if self._requirers[requires] == 1:
+            self.fleet.require(requires)
+            join.ask_all(self, requires)
         if job.record.request_id:
             self.request_ids[job.record.request_id] = job.id
 
     def after_outcome(self, job: Job) -> None:
         """Tasks of a job changed: cancel its rest if too many failed, end it if none is left, else keep it served."""
-        if submit.is_failed_enough(job) and job.finished < job.record.count:
-            submit.cancel(self, job, [])
+        if cancel.is_failed_enough(job) and job.finished < job.record.count:
+            cancel.cancel(self, job, [])
             return
         if job.finished == job.record.count:
             if not job.is_ended:
@@ -226,6 +238,10 @@ class Core:
                 self.schedule_silence(worker, worker.heard)
 
         self._schedule(heard + self.settings.lease_s, look)
+
+    def schedule(self, delay_s: float, action: Callable[[float], None]) -> None:
+        """Call `action` in a tick after so many seconds."""
+        self._schedule(self.now + delay_s, action)
 
     def schedule_retry(self, delay_s: float, job: Job, indexes: list[int]) -> None:
         """Make these tasks leasable again after their backoff."""
@@ -270,6 +286,8 @@ class Core:
             reports.on_returned(self, worker, message)
         elif isinstance(message, Inventory):
             join.on_inventory(self, worker, message)
+        elif isinstance(message, Has):
+            join.on_has(self, worker, message)
         elif not isinstance(message, Goodbye):
             raise RemoteProtocolError(f"a worker does not send {type(message).__name__}")
 
@@ -284,7 +302,9 @@ class Core:
         elif isinstance(message, Items):
             submit.on_items(self, event.peer, message, event.fault)
         elif isinstance(message, Cancel):
-            submit.on_cancel(self, event.peer, message)
+            cancel.on_cancel(self, event.peer, message)
+        elif isinstance(message, Retry):
+            cancel.on_retry(self, event.peer, message)
         elif not isinstance(message, _NOT_FOR_THE_CORE):
             raise RemoteProtocolError(f"a client does not send {type(message).__name__}")
 
@@ -308,6 +328,11 @@ class Core:
         job.end(job.final_state(), self.now)
         del self.active[job.id]
         self.backlog.remove(job)
+        requires = job.definition.requires
+        self._requirers[requires] -= 1
+        if not self._requirers[requires]:
+            del self._requirers[requires]
+            self.fleet.release(requires)
         self.effects.append(JobEndRecord(job.id, job.state_at_end, list(job.counts), self.now))
 
     def _restore(self, restored: Restored) -> None:
@@ -347,4 +372,5 @@ class Core:
             if self.returning:
                 join.settle_doubt(self, nobody_was_here=False)
 
-        self._schedule(self.now + self.settings.lease_s, give_up)
+        self.doubt_until = self.now + self.settings.lease_s
+        self._schedule(self.doubt_until, give_up)

@@ -29,3 +29,12 @@ class ReadPayload(Effect):
 
     job: int
     first: int
+
+
+class ReadJob(Effect):
+    """Read an ended job back whole, heads included; answered by the event JobRead with this very effect."""
+
+    job: int
+    peer: int
+    request: int
+    failed_only: bool

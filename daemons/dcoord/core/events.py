@@ -2,6 +2,8 @@
 
 import msgspec
 
+from dcoord.core.effects import ReadJob
+from dcoord.core.records import RestoredJob
 from districomp.messages import AnyMessage
 from districomp.model import Item
 from districomp.taskdef import Definition
@@ -39,6 +41,13 @@ class PayloadRead(Event):
     items: list[Item]
 
 
+class JobRead(Event):
+    """The answer to the effect ReadJob."""
+
+    effect: ReadJob
+    restored: RestoredJob
+
+
 class DefinitionsChanged(Event):
     """The whole catalog as it is now, by name."""
 
@@ -57,4 +66,4 @@ class SpaceLeft(Event):
     free_bytes: int
 
 
-Events = Received | Gone | PayloadRead | DefinitionsChanged | Degraded | SpaceLeft
+Events = Received | Gone | PayloadRead | JobRead | DefinitionsChanged | Degraded | SpaceLeft

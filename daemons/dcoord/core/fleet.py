@@ -1,10 +1,11 @@
-"""The workers: who is connected, what each holds, who has room.
+"""The workers: who is connected, what each holds, who has room, and for what.
 
 Knows leases only as things that a worker holds; what they mean is the job's and `reports.py`'s.
 """
 
 from dcoord.core.task import Lease
 from districomp.messages import HelloWorker, Machine
+from districomp.taskdef import Requires
 
 LOST_WORKERS_KEPT = 1000
 """Workers that are gone stay in the list for people, the newest so many."""
@@ -17,6 +18,7 @@ class Worker:
 
     __slots__ = (
         "address",
+        "asked",
         "heard",
         "id",
         "is_lost",
@@ -28,6 +30,7 @@ class Worker:
         "name",
         "peer",
         "process",
+        "programs",
         "recall_after",
         "slots",
         "started",
@@ -53,6 +56,10 @@ class Worker:
         """When it may be asked again to give unstarted leases back."""
         self.known_jobs: dict[int, None] = {}
         self.known_definitions: dict[str, None] = {}
+        self.programs: dict[str, bool] = {}
+        """Whether the machine has a program, as far as it has said."""
+        self.asked: dict[str, None] = {}
+        """Programs whose answer is awaited."""
 
     def greet(self, hello: HelloWorker, peer: int, address: str, at: float) -> None:
         """Take what a greeting says."""
@@ -61,6 +68,28 @@ class Worker:
         self.is_ready = self.is_lost = False
         self.known_jobs.clear()
         self.known_definitions.clear()
+        self.programs.clear()
+        self.asked.clear()
+
+    def lacks(self, requires: Requires) -> str:
+        """What the machine is known to lack of a requirement, for people; '' if nothing is known to be missing."""
+        if requires.arch and self.machine.arch not in requires.arch:
+            return f"processor {' or '.join(requires.arch)}"
+        for label in requires.labels:
+            if label not in self.machine.labels:
+                return f"label {label}"
+        for program in requires.programs:
+            if self.programs.get(program) is False:
+                return f"program {program}"
+        return ""
+
+    def unasked(self, requires: Requires) -> list[str]:
+        """Programs of a requirement that the machine was not asked about."""
+        return [p for p in requires.programs if p not in self.programs and p not in self.asked]
+
+    def meets(self, requires: Requires) -> bool:
+        """Whether the machine is known to have all that is required."""
+        return not self.lacks(requires) and all(self.programs.get(program) for program in requires.programs)
 
     @property
     def state(self) -> str:
@@ -89,8 +118,8 @@ class Fleet:
     def __init__(self) -> None:
         self.by_id: dict[str, Worker] = {}
         self.by_peer: dict[int, Worker] = {}
-        self.roomy: dict[str, Worker] = {}
-        """Workers that may be given something; those found full are taken out until they report."""
+        self.roomy: dict[Requires, dict[str, Worker]] = {}
+        """By requirement of a job not ended: workers that meet it and may be given something, until they are full."""
         self.surplus: dict[str, Worker] = {}
         """Workers that may hold more than they can run at once; looked through when another is idle."""
         self.lost: dict[str, Worker] = {}
@@ -112,7 +141,7 @@ class Fleet:
     def detach(self, worker: Worker) -> None:
         """A worker has no connection now; what it holds it keeps until its lease has passed."""
         self.by_peer.pop(worker.peer, None)
-        self.roomy.pop(worker.id, None)
+        self.make_full(worker)
         worker.peer = 0
         worker.is_ready = False
 
@@ -129,9 +158,25 @@ class Fleet:
             del self.lost[next(iter(self.lost))]
 
     def make_roomy(self, worker: Worker) -> None:
-        """A worker may have room again."""
+        """A worker may have room again, or meet more than before."""
         if worker.is_ready:
-            self.roomy[worker.id] = worker
+            for requires, workers in self.roomy.items():
+                if worker.id not in workers and worker.meets(requires):
+                    workers[worker.id] = worker
+
+    def make_full(self, worker: Worker) -> None:
+        """A worker has no room, or is not there."""
+        for workers in self.roomy.values():
+            workers.pop(worker.id, None)
+
+    def require(self, requires: Requires) -> None:
+        """A job has this requirement: find out who meets it. Looks at every worker, once a requirement."""
+        if requires not in self.roomy:
+            self.roomy[requires] = {w.id: w for w in self.by_peer.values() if w.is_ready and w.meets(requires)}
+
+    def release(self, requires: Requires) -> None:
+        """No job has this requirement any more."""
+        self.roomy.pop(requires, None)
 
     def check(self) -> None:
         """Every invariant of the fleet; AssertionError names the broken one."""
@@ -142,5 +187,6 @@ class Fleet:
             held = sum(lease.started is not None for lease in worker.leases.values())
             assert worker.started == held, f"worker {worker.id} counts {worker.started} started, holds {held}"
             assert not worker.is_lost
-        for worker in self.roomy.values():
-            assert worker.is_ready and worker.peer
+        for requires, workers in self.roomy.items():
+            for worker in workers.values():
+                assert worker.is_ready and worker.peer and worker.meets(requires)

@@ -56,8 +56,8 @@ class Job:
         """No index at or above it may be leased before a FrontierRecord is written."""
         self.ready: deque[int] = deque()
         """Indices below the cursor that can be leased now; one whose task is not queued any more is skipped."""
-        self.waiting: dict[int, None] = {}
-        """Queued tasks that wait for their backoff."""
+        self.waiting: dict[int, float] = {}
+        """Queued tasks that wait for their backoff, until when (Unix seconds)."""
         self.doubt: dict[int, None] = {}
         """Queued tasks that a worker may hold from before the coordinator's restart."""
         self.tries: dict[int, Tries] = {}
@@ -134,10 +134,10 @@ class Job:
         self.move(index, QUEUED)
         self.ready.appendleft(index)
 
-    def postpone(self, index: int) -> None:
+    def postpone(self, index: int, until: float) -> None:
         """A leased task is queued again, and waits for `due`."""
         self.move(index, QUEUED)
-        self.waiting[index] = None
+        self.waiting[index] = until
 
     def due(self, index: int) -> None:
         """A task's backoff has passed."""
@@ -163,6 +163,21 @@ class Job:
         self.waiting.clear()
         self.doubt.clear()
         return swept
+
+    def requeue(self, states: list[int]) -> int:
+        """Tasks in these final states are queued again, with nothing behind them; how many are."""
+        requeued = 0
+        for state in states:
+            assert (state, QUEUED) in LEGAL
+            at = self.states.find(state, 0, self.cursor)
+            while at >= 0:
+                self.ready.append(at)
+                at = self.states.find(state, at + 1, self.cursor)
+            self.states = self.states.replace(bytes((state,)), bytes((QUEUED,)))
+            requeued += self.counts[state]
+            self.counts[QUEUED] += self.counts[state]
+            self.counts[state] = 0
+        return requeued
 
     def take(self, limit: int) -> list[int]:
         """Up to `limit` tasks that can be leased, now running; their items, if any, are those of one chunk in memory.
@@ -266,7 +281,7 @@ class Job:
 
     def _apply(self, head: Head) -> None:
         if head.sweep is not None:
-            self.states = self.states.replace(bytes((QUEUED,)), bytes((head.sweep,)))
+            apply_sweep(self.states, head)
             return
         states = self.states
         if not head.states:
@@ -287,8 +302,16 @@ class Job:
         assert [self.states.count(s) for s in range(6)] == self.counts, f"job {self.id}: counts are off"
         assert self.cursor <= self.record.count
         assert self.states.find(RUNNING, self.cursor) < 0, f"job {self.id}: a task above the cursor runs"
-        reachable = dict.fromkeys(self.ready) | self.waiting | self.doubt
+        reachable = {*self.ready, *self.waiting, *self.doubt}
         at = self.states.find(QUEUED, 0, self.cursor)
         while at >= 0:
             assert at in reachable, f"task {self.id}.{at} is queued and nobody will ever lease it"
             at = self.states.find(QUEUED, at + 1, self.cursor)
+
+
+def apply_sweep(states: bytearray, head: Head) -> None:
+    """Change an array of states as a row with a sweep says: what is queued took a state, or (0) was queued again."""
+    assert head.sweep is not None
+    sources = head.states if head.sweep == QUEUED else [QUEUED]
+    for source in sources:
+        states[:] = states.replace(bytes((source,)), bytes((head.sweep,)))

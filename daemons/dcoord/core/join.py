@@ -13,14 +13,17 @@ from dcoord.core.records import WorkerRecord
 from dcoord.core.reports import end_attempts, write_outcome
 from dcoord.core.task import Lease
 from districomp.errors import RemoteProtocolError
-from districomp.messages import PROTOCOL_VERSION, HelloWorker, Inventory, Outcome, Stop
+from districomp.messages import PROTOCOL_VERSION, Ask, Has, HelloWorker, Inventory, Outcome, Stop
 from districomp.model import FAILED, QUEUED, RUNNING
+from districomp.taskdef import Requires
 
 if TYPE_CHECKING:
     from dcoord.core.core import Core
 
 NAME_CHARS_MAX = 255
 SLOTS_MAX = 4096
+ASK_AGAIN_S = 30.0
+"""How often machines are asked again for a program that they lacked, while a job waits for it."""
 
 
 def on_hello_worker(core: "Core", peer: int, hello: HelloWorker, address: str, at: float) -> None:
@@ -125,10 +128,47 @@ def _reconcile(core: "Core", worker: Worker, named: dict[int, None]) -> None:
             core.backlog.add(lease.job)
     end_attempts(core, worker, lost, "worker_lost")
     worker.is_ready = True
+    for requires in core.fleet.roomy:
+        ask(core, worker, requires)
     core.fleet.make_roomy(worker)
     core.returning.pop(worker.id, None)
     if not core.returning:
         settle_doubt(core, nobody_was_here=False)
+
+
+def on_has(core: "Core", worker: Worker, message: Has) -> None:
+    """A worker says which programs its machine has, of those it was asked about."""
+    for program in message.programs:
+        if program in worker.programs or program in worker.asked:
+            worker.programs[program] = program in message.found
+            worker.asked.pop(program, None)
+    core.fleet.make_roomy(worker)
+
+
+def ask(core: "Core", worker: Worker, requires: Requires) -> None:
+    """Ask a worker about the programs of a requirement that it has not said anything of."""
+    unasked = worker.unasked(requires)
+    if unasked and worker.is_ready:
+        worker.asked.update(dict.fromkeys(unasked))
+        core.effects.append(Send(worker.peer, Ask(unasked)))
+
+
+def ask_all(core: "Core", requires: Requires) -> None:
+    """Ask every worker about a new requirement's programs, and from time to time again: programs get installed."""
+    if not requires.programs:
+        return
+    for worker in core.fleet.by_peer.values():
+        ask(core, worker, requires)
+
+    def ask_again(_now: float) -> None:
+        if requires in core.fleet.roomy:
+            for worker in core.fleet.by_peer.values():
+                for program in requires.programs:
+                    if worker.programs.get(program) is False:
+                        del worker.programs[program]
+            ask_all(core, requires)
+
+    core.schedule(ASK_AGAIN_S, ask_again)
 
 
 def on_gone(core: "Core", peer: int) -> None:

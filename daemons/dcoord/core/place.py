@@ -14,7 +14,7 @@ from dcoord.core.records import FrontierRecord
 from dcoord.core.task import Lease
 from districomp.messages import BATCH_BYTES, BATCH_TASKS, Assign, Define, JobSpec, Recall
 from districomp.model import Item
-from districomp.taskdef import encode_definition
+from districomp.taskdef import Requires, encode_definition
 
 if TYPE_CHECKING:
     from dcoord.core.core import Core
@@ -23,6 +23,8 @@ PREFETCH_S: Final = 0.1
 """A worker holds about so much work beside what it runs."""
 WINDOW_MAX: Final = 8192
 FRONTIER_CHUNK: Final = 1024
+SERVED_MAX: Final = 256
+"""So many workers are looked at together to share a job's last tasks out."""
 LOW_WATER_BYTES: Final = 64 * 1024 * 1024
 RECALL_S: Final = 0.02
 """Tasks are taken back for an idle worker only if they would wait longer than that where they are."""
@@ -34,20 +36,32 @@ def place(core: "Core", now: float) -> None:
     """Hand out what can be handed out, then take back unstarted tasks if somebody is idle."""
     if core.degraded or not _has_space(core):
         return
+    while (requires := _next_requires(core)) is not None:
+        _serve(core, requires, now)
+    if core.fleet.surplus and not core.backlog:
+        _recall(core)
+
+
+def _next_requires(core: "Core") -> Requires | None:
+    """The first requirement in line that has a job and a worker with room."""
+    roomy = core.fleet.roomy
+    return next((requires for requires in core.backlog.by_requires if roomy[requires]), None)
+
+
+def _serve(core: "Core", requires: Requires, now: float) -> None:
+    """Give each worker that meets a requirement, and has room now, one job's tasks."""
     fleet, backlog = core.fleet, core.backlog
-    unserved = len(fleet.roomy)
-    while backlog and fleet.roomy:
-        worker, job = next(iter(fleet.roomy.values())), backlog.first()
-        del fleet.roomy[worker.id]
+    workers = list(fleet.roomy[requires].values())[:SERVED_MAX]
+    for place_, worker in enumerate(workers):
+        if requires not in backlog.by_requires:
+            return
+        job = backlog.first(requires)
         # An equal share for everybody who has room, so that the last tasks do not queue behind one machine.
-        share = -(-job.leasable // max(1, unserved))
-        unserved = unserved - 1 if unserved > 1 else len(fleet.roomy) + 1
-        if _give(core, worker, job, share, now):
-            fleet.roomy[worker.id] = worker
+        share = -(-job.leasable // (len(workers) - place_))
+        if not _give(core, worker, job, share, now):
+            fleet.make_full(worker)
         if len(worker.leases) > worker.slots:
             fleet.surplus[worker.id] = worker
-    if fleet.roomy and fleet.surplus and not backlog:
-        _recall(core)
 
 
 def _has_space(core: "Core") -> bool:
@@ -167,14 +181,19 @@ def _introduce(core: "Core", worker: Worker, job: Job) -> None:
     if len(worker.known_jobs) > KNOWN_MAX:
         del worker.known_jobs[next(iter(worker.known_jobs))]
     record = job.record
-    core.effects.append(Send(worker.peer, JobSpec(job.id, definition.digest, record.params, record.numbers)))
+    core.effects.append(
+        Send(worker.peer, JobSpec(job.id, definition.digest, record.params, record.numbers, record.matrix))
+    )
+
+
+def _is_somebody_idle(core: "Core", requires: Requires) -> bool:
+    roomy = core.fleet.roomy.get(requires, {})
+    return any(len(worker.leases) < worker.slots for worker in roomy.values())
 
 
 def _recall(core: "Core") -> None:
     """Ask the workers with more than they can run to give half of the rest back; the idle get it when it comes."""
     fleet = core.fleet
-    if not any(len(worker.leases) < worker.slots for worker in fleet.roomy.values()):
-        return
     for worker in list(fleet.surplus.values()):
         spare = len(worker.leases) - worker.slots
         if spare <= 0:
@@ -183,6 +202,8 @@ def _recall(core: "Core") -> None:
         if worker.recall_after > core.now or not worker.peer:
             continue
         newest = worker.leases[next(reversed(worker.leases))]
+        if not _is_somebody_idle(core, newest.job.definition.requires):
+            continue
         mean_s = newest.job.mean_s or 0.0
         # A task whose running time already exceeds the mean holds the others up at least as long again.
         oldest = next(iter(worker.leases.values()))

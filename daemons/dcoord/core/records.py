@@ -46,6 +46,7 @@ class JobRecord(Record):
     numbers: tuple[int, int] | None
     max_fails: int | None
     submitted: float
+    matrix: list[tuple[str, list[Any]]] = []
 
 
 class DropRecord(Record):
@@ -75,6 +76,12 @@ class JobEndRecord(Record):
     state: str
     counts: list[int]
     ended: float
+
+
+class ResumeRecord(Record):
+    """An ended job has queued tasks again (an outcome before it says which)."""
+
+    job: int
 
 
 class WorkerRecord(Record):

@@ -86,26 +86,38 @@ def _check_columns(message: Reports) -> None:
 
 def _drop_all(core: "Core", worker: Worker, message: Reports) -> None:
     for token in message.leases:
-        if worker.drop(token) is not None:
+        lease = worker.leases.get(token)
+        if lease is not None and lease.job.is_ended:
+            worker.drop(token)
             core.leased -= 1
 
 
 def _claim(core: "Core", worker: Worker, job: Job, message: Reports) -> list[bool] | None:
-    """Which reports count; their leases are taken from the worker. None: none does; []: all do."""
+    """Which reports count; their leases are taken from the worker. None: none does; []: all do.
+
+    RemoteProtocolError, and nothing is changed, if a report is not of the task that was leased.
+    """
+    if min(message.indexes, default=0) < 0 or max(message.indexes, default=0) >= job.record.count:
+        raise RemoteProtocolError(f"Reports: job {job.id} has no task {min(message.indexes)} or {max(message.indexes)}")
     leases = worker.leases
-    late: list[int] = []
-    dropped = 0
+    taken: dict[int, Lease] = {}
+    odd: list[int] = []
     for place, (token, index) in enumerate(zip(message.leases, message.indexes, strict=True)):
         lease = leases.pop(token, None)
-        if lease is not None:
-            dropped += 1
-            if lease.started is not None:
-                worker.started -= 1
-            if lease.job is job and lease.index == index and not lease.stopping:
-                continue
-        if not _is_still_valid(core, job, token, index, lease):
-            late.append(place)
-    core.leased -= dropped
+        if lease is None:
+            odd.append(place)
+            continue
+        taken[token] = lease
+        if lease.job is not job or lease.index != index:
+            leases.update(taken)
+            text = f"a lease of task {lease.job.id}.{lease.index} reported for {job.id}.{index}"
+            raise RemoteProtocolError(f"Reports: {text}")
+        if lease.stopping:
+            odd.append(place)
+    core.leased -= len(taken)
+    if worker.started:
+        worker.started -= sum(lease.started is not None for lease in taken.values())
+    late = [place for place in odd if message.leases[place] in taken or not _is_still_valid(core, job, message, place)]
     if not late:
         return []
     core.refused_reports += len(late)
@@ -117,22 +129,21 @@ def _claim(core: "Core", worker: Worker, job: Job, message: Reports) -> list[boo
     return keep
 
 
-def _is_still_valid(core: "Core", job: Job, token: int, index: int, lease: Lease | None) -> bool:
-    """A report whose lease its worker does not hold as reported: is it of before a restart, and still wanted?"""
-    if index >= job.record.count or index < 0:
-        raise RemoteProtocolError(f"Reports: job {job.id} has no task {index}")
-    if lease is not None:
-        if lease.job is not job or lease.index != index:
-            raise RemoteProtocolError(
-                f"Reports: a lease of task {lease.job.id}.{lease.index} reported for {job.id}.{index}"
-            )
+def _is_still_valid(core: "Core", job: Job, message: Reports, place: int) -> bool:
+    """A report whose lease its worker does not hold: is it of before a restart, and still wanted?"""
+    index = message.indexes[place]
+    if message.leases[place] >= core.fence or job.states[index] != QUEUED:
         return False
-    if token < core.fence and job.states[index] == QUEUED:
-        job.move(index, RUNNING)
-        job.doubt.pop(index, None)
-        job.waiting.pop(index, None)
-        return True
-    return False
+    reason = message.reasons[place] if message.reasons else "done"
+    if reason != "done":
+        attempt = message.attempts[place] if message.attempts else 1
+        if reason == "cancelled" or attempt < job.attempt_of(index):
+            # Stopped because it was not wanted; or written down already, and only its acknowledgement was lost.
+            return False
+    job.move(index, RUNNING)
+    job.doubt.pop(index, None)
+    job.waiting.pop(index, None)
+    return True
 
 
 def _record(core: "Core", worker: Worker, job: Job, message: Reports, keep: list[bool]) -> None:
@@ -180,7 +191,7 @@ def _judge(core: "Core", job: Job, outcome: Outcome) -> None:
         job.tries.setdefault(index, Tries()).count(reason)
         states.append(QUEUED)
         if delay_s > 0:
-            job.postpone(index)
+            job.postpone(index, core.now + delay_s)
             postponed.setdefault(delay_s, []).append(index)
         else:
             job.give_back(index)

@@ -1,20 +1,26 @@
-"""Submissions: checked, written down in chunks as they come, acknowledged when complete; and cancelling.
+"""Submissions: checked, written down in chunks as they come, acknowledged when complete.
 
 A submission that never ends leaves nothing behind. Items are checked by the definition's own rules.
 """
 
+from math import prod
 from typing import TYPE_CHECKING
 
 from dcoord.core.effects import Send
-from dcoord.core.fleet import Worker
 from dcoord.core.job import Job
 from dcoord.core.payload import KEPT_BYTES_MAX, items_bytes
 from dcoord.core.records import DefinitionRecord, DropRecord, JobRecord, PayloadRecord
-from dcoord.core.reports import write_outcome
-from dcoord.core.task import Lease
-from districomp.messages import Accepted, Cancel, Items, Outcome, Refused, Stop, Submit
-from districomp.model import CANCELLED, FAILED, QUEUED, RUNNING, Item
-from districomp.taskdef import Definition, ItemError, ItemRules, ParamsError, check_params, encode_definition
+from districomp.messages import Accepted, Items, Refused, Submit
+from districomp.model import Item
+from districomp.taskdef import (
+    Definition,
+    ItemError,
+    ItemRules,
+    ParamsError,
+    check_matrix,
+    check_params,
+    encode_definition,
+)
 
 if TYPE_CHECKING:
     from dcoord.core.core import Core
@@ -33,7 +39,8 @@ class Draft:
         self.job = job
         self.submit = submit
         self.definition = definition
-        self.rules = ItemRules(definition, submit.params)
+        first = {name: values[0] for name, values in submit.matrix}
+        self.rules = ItemRules(definition, submit.params | first)
         self.firsts: list[int] = []
         self.count = 0
         self.first_items: list[Item] = []
@@ -116,18 +123,21 @@ def _begin(core: "Core", message: Submit) -> Draft:
     if message.max_fails is not None and message.max_fails < 1:
         raise _Refusal("bad_request", f"max_fails is {message.max_fails}; it is a number of failed tasks, 1 or more")
     try:
-        message.params = check_params(definition, message.params)
-        core.last_job += 1
-        return Draft(core.last_job, message, definition)
+        if message.matrix:
+            message.params, message.matrix = check_matrix(definition, message.params, message.matrix)
+        else:
+            message.params = check_params(definition, message.params)
     except ParamsError as error:
         raise _Refusal(error.code, str(error)) from error
+    core.last_job += 1
+    return Draft(core.last_job, message, definition)
 
 
 def _add_items(core: "Core", draft: Draft, items: list[Item]) -> None:
     if not items:
         return
-    if draft.submit.numbers is not None or draft.submit.count:
-        raise _Refusal("bad_request", "a submission has either items or a count, not both")
+    if draft.submit.numbers is not None or draft.submit.count or draft.submit.matrix:
+        raise _Refusal("bad_request", "a submission has one of items, a range and a matrix")
     try:
         for index, item in enumerate(items, draft.count):
             draft.rules.check(item, index)
@@ -146,11 +156,15 @@ def _finish(core: "Core", peer: int, request: int) -> None:
     draft = core.drafts[peer, request]
     submit = draft.submit
     count = draft.count or submit.count
+    if submit.matrix:
+        if submit.numbers is not None or submit.count:
+            raise _Refusal("bad_request", "a submission has one of items, a range and a matrix")
+        count = prod(len(values) for _, values in submit.matrix)
     if count < 1:
         raise _Refusal("empty", "this submission has no task; give it at least one item")
     if count > TASKS_MAX:
         raise _Refusal("too_large", f"a job has at most {TASKS_MAX} tasks, this one has {count}")
-    if submit.numbers is None and not draft.count and count > 1:
+    if submit.numbers is None and not draft.count and not submit.matrix and count > 1:
         raise _Refusal("bad_request", "several tasks need items or numbers")
     if submit.numbers is not None and max(abs(number) for number in submit.numbers) >= 1 << 62:
         raise _Refusal("too_large", "a range's start and step lie below 2^62")
@@ -181,6 +195,7 @@ def _finish(core: "Core", peer: int, request: int) -> None:
         numbers=submit.numbers,
         max_fails=submit.max_fails,
         submitted=core.now,
+        matrix=submit.matrix,
     )
     core.effects.append(record)
     job = Job(record, definition, draft.firsts)
@@ -190,88 +205,3 @@ def _finish(core: "Core", peer: int, request: int) -> None:
         core.kept_bytes += job.payloads.kept_bytes
     core.backlog.add(job)
     core.effects.append(Send(peer, Accepted(request, job.id, count)))
-
-
-# ---- cancelling ----
-
-
-def on_cancel(core: "Core", peer: int, message: Cancel) -> None:
-    """Cancel a job or some of its tasks: recorded at once, later reports are refused. The driver answers with the document."""
-    job = core.jobs.get(message.job)
-    if core.degraded:
-        core.effects.append(Send(peer, Refused(message.request, "degraded", core.degraded)))
-    elif job is None:
-        text = f"there is no job {message.job}; see: dctl job list"
-        core.effects.append(Send(peer, Refused(message.request, "unknown_job", text)))
-    elif any(not 0 <= index < job.record.count for index in message.indexes):
-        text = f"job {job.id} has the tasks {job.id}.0 to {job.id}.{job.record.count - 1}"
-        core.effects.append(Send(peer, Refused(message.request, "unknown_task", text)))
-    else:
-        if not job.is_ended:
-            cancel(core, job, message.indexes)
-        core.cancelled_requests.append((peer, message.request, job.id))
-
-
-def cancel(core: "Core", job: Job, indexes: list[int]) -> None:
-    """Cancel these tasks, or without indexes the whole rest of the job."""
-    chosen = dict.fromkeys(indexes)
-    if job.counts[RUNNING]:
-        _stop_running(core, job, chosen)
-    if chosen:
-        _cancel_queued(core, job, [index for index in chosen if job.states[index] == QUEUED])
-    elif job.counts[QUEUED]:
-        job.sweep(CANCELLED)
-        write_outcome(core, job, Outcome(job.id, job.serial + 1, "", [], sweep=CANCELLED))
-    core.after_outcome(job)
-
-
-def _cancel_queued(core: "Core", job: Job, indexes: list[int]) -> None:
-    if not indexes:
-        return
-    for index in indexes:
-        job.move(index, CANCELLED)
-        job.waiting.pop(index, None)
-        job.doubt.pop(index, None)
-    count = len(indexes)
-    # Attempt 0: there was none.
-    outcome = Outcome(job.id, job.serial + 1, "", indexes, [CANCELLED] * count, [0] * count, ["cancelled"] * count)
-    outcome.ended = [core.now] * count
-    write_outcome(core, job, outcome)
-
-
-def _stop_running(core: "Core", job: Job, chosen: dict[int, None]) -> None:
-    """The tasks are cancelled now; their slots stay busy until their workers say that they have ended."""
-    left = job.counts[RUNNING]
-    for worker in core.fleet.by_id.values():
-        tokens = [
-            token
-            for token, lease in worker.leases.items()
-            if lease.job is job and not lease.stopping and (not chosen or lease.index in chosen)
-        ]
-        if tokens:
-            _stop_on(core, job, worker, tokens)
-            left -= len(tokens)
-        if left == 0:
-            return
-
-
-def _stop_on(core: "Core", job: Job, worker: Worker, tokens: list[int]) -> None:
-    leases: list[Lease] = [worker.leases[token] for token in tokens]
-    for lease in leases:
-        lease.stopping = True
-    indexes = [lease.index for lease in leases]
-    job.finish(indexes, CANCELLED)
-    count = len(indexes)
-    outcome = Outcome(job.id, job.serial + 1, worker.id, indexes, [CANCELLED] * count)
-    outcome.attempts = [lease.attempt for lease in leases]
-    outcome.reasons = ["cancelled"] * count
-    outcome.started = [lease.started for lease in leases]
-    outcome.ended = [core.now] * count
-    write_outcome(core, job, outcome)
-    if worker.peer:
-        core.effects.append(Send(worker.peer, Stop(tokens)))
-
-
-def is_failed_enough(job: Job) -> bool:
-    """Whether so many tasks failed that the rest is cancelled (`--max-fails`)."""
-    return job.record.max_fails is not None and job.counts[FAILED] >= job.record.max_fails

@@ -1,0 +1,196 @@
+"""The coordinator's core: requirements, matrices, queueing again, and explaining. No I/O, no sleep."""
+
+import pytest
+
+from dcoord.core.explain import explain
+from dcoord.core.records import JobRecord, ResumeRecord
+from districomp.messages import Ask, Assign, Cancel, Has, JobSpec, Machine, Refused, Retry, Submit
+from districomp.taskdef import matrix_params
+from tests.unit.corelab import Lab, counts
+
+
+def cause(lab: Lab, job: int, index: int = 0) -> str:
+    return explain(lab.core, lab.core.jobs[job], index).cause
+
+
+# ---- requirements ----
+
+
+def test_a_task_goes_only_to_a_machine_that_meets_its_requirement() -> None:
+    lab = Lab()
+    lab.join(1, machine=Machine(arch="x86_64"))
+    arm = lab.submit(1, "arm")
+    plain = lab.submit(1)
+    assert [job for _, job, _ in lab.leases(1)] == [plain]
+    lab.join(2, machine=Machine(arch="aarch64"))
+    assert [job for _, job, _ in lab.leases(2)] == [arm]
+
+
+def test_programs_are_asked_for_and_asked_again() -> None:
+    lab = Lab()
+    lab.join(1, machine=Machine(labels=["lab"]))
+    lab.submit(1, "picky")
+    assert lab.take(Ask, 1)[0].programs == ["povray"]
+    lab.receive(1, Has(["povray"], []))
+    assert not lab.leases(1)
+    for _ in range(3):
+        lab.advance(10.0)
+        lab.receive(1, Has([], []))
+    assert lab.take(Ask, 1)[0].programs == ["povray"]
+    lab.receive(1, Has(["povray"], ["povray"]))
+    assert len(lab.leases(1)) == 1
+
+
+def test_a_label_that_is_missing_is_enough_to_be_passed_over() -> None:
+    lab = Lab()
+    lab.join(1)
+    job = lab.submit(1, "picky")
+    lab.receive(1, Has(["povray"], ["povray"]))
+    assert not lab.leases(1)
+    assert "label lab" in explain(lab.core, lab.core.jobs[job], 0).text
+
+
+def test_a_worker_that_was_full_gets_what_it_alone_can_run() -> None:
+    lab = Lab()
+    lab.join(1, machine=Machine(arch="aarch64"))
+    lab.submit(1)
+    held = lab.leases(1)
+    arm = lab.submit(1, "arm")
+    lab.report(1, held)
+    assert [job for _, job, _ in lab.leases(1)] == [arm]
+
+
+def test_a_requirement_is_forgotten_with_its_last_job() -> None:
+    lab = Lab()
+    lab.join(1, machine=Machine(arch="aarch64"))
+    lab.submit(1, "arm")
+    lab.report(1, lab.leases(1))
+    assert not lab.core.fleet.roomy
+
+
+# ---- matrix ----
+
+
+def test_a_matrix_is_a_task_a_combination_the_last_varying_fastest() -> None:
+    lab = Lab()
+    lab.join(1, slots=8)
+    job = lab.submit(name="params", matrix=[("size", ["1", "2", "3"])])
+    (spec,) = lab.take(JobSpec)
+    assert spec.matrix == [("size", [1, 2, 3])]
+    assert lab.core.jobs[job].record.count == 3
+    assert [matrix_params([("a", [1, 2]), ("b", [7, 8, 9])], k) for k in (0, 1, 3, 5)] == [
+        {"a": 1, "b": 7},
+        {"a": 1, "b": 8},
+        {"a": 2, "b": 7},
+        {"a": 2, "b": 9},
+    ]
+    later = lab.restart()
+    assert later.core.jobs[job].record.matrix == [("size", [1, 2, 3])]
+
+
+@pytest.mark.parametrize(
+    ("text", "keys"),
+    [
+        ("many", {"matrix": [("size", ["many"])]}),
+        ("did you mean 'size'", {"matrix": [("sise", [1])]}),
+        ("no values", {"matrix": [("size", [])]}),
+        ("twice", {"matrix": [("size", [1]), ("size", [2])]}),
+        ("and in the matrix", {"matrix": [("size", [1])], "params": {"size": 1}}),
+        ("one of", {"matrix": [("size", [1])], "numbers": (0, 1), "count": 3}),
+        ("one of", {"matrix": [("size", [1])], "items": [b"x"]}),
+    ],
+)
+def test_a_bad_matrix_is_refused(text: str, keys: dict[str, object]) -> None:
+    lab = Lab()
+    fields: dict[str, object] = {"params": {}} | keys
+    lab.receive(900, Submit(3, "", "params", **fields))  # type: ignore[arg-type]
+    (refused,) = lab.take(Refused)
+    assert text in refused.text
+    assert not lab.core.jobs
+
+
+# ---- queueing again ----
+
+
+def failed_job(lab: Lab) -> int:
+    """Job of 6: two done, two failed, the rest cancelled at the second failure."""
+    lab.join(1)
+    job = lab.submit(6, "once", max_fails=2)
+    for reason in ("done", "exit", "done", "exit"):
+        lab.report(1, lab.leases(1), reason, exit_codes=[0 if reason == "done" else 1])
+    assert counts(lab, job) == {"done": 2, "failed": 2, "cancelled": 2}
+    return job
+
+
+def test_failed_tasks_are_queued_again_and_run_as_if_new() -> None:
+    lab = Lab()
+    job = failed_job(lab)
+    lab.receive(900, Retry(5, job, failed_only=True))
+    assert (900, 5, job) in lab.core.answers
+    assert counts(lab, job) == {"running": 1, "queued": 1, "done": 2, "cancelled": 2}
+    assert [index for _, _, index in lab.leases(1)] == [1]
+    assert lab.recorded(ResumeRecord)
+
+
+def test_all_that_did_not_end_well_is_queued_again() -> None:
+    lab = Lab()
+    job = failed_job(lab)
+    lab.receive(900, Retry(5, job))
+    ended: list[int] = []
+    while lab.core.jobs[job].counts[2] < 6:
+        held = lab.leases(1)
+        ended += [index for _, _, index in held]
+        lab.report(1, held)
+    assert sorted(ended) == [1, 3, 4, 5]
+    assert lab.core.jobs[job].state == "done"
+
+
+def test_a_restart_remembers_what_was_queued_again() -> None:
+    lab = Lab()
+    job = failed_job(lab)
+    lab.receive(900, Retry(5, job, failed_only=True))
+    later = lab.restart()
+    assert counts(later, job) == {"queued": 2, "done": 2, "cancelled": 2}
+
+
+def test_retrying_what_all_went_well_changes_nothing() -> None:
+    lab = Lab()
+    lab.join(1)
+    job = lab.submit(1)
+    lab.report(1, lab.leases(1))
+    lab.receive(900, Retry(5, job))
+    assert lab.core.jobs[job].is_ended
+    assert (900, 5, job) in lab.core.answers
+    lab.receive(900, Retry(6, 77))
+    assert lab.take(Refused)[0].code == "unknown_job"
+
+
+# ---- explaining ----
+
+
+def test_each_cause_is_named() -> None:
+    lab = Lab()
+    job = lab.submit(2)
+    assert cause(lab, job) == "no_worker"
+    lab.join(1)
+    assert cause(lab, job, 0) == "in_line"
+    assert cause(lab, job, 1) == "no_free_slot"
+    lab.report(1, lab.leases(1), "exit", exit_codes=[1])
+    assert cause(lab, job, 0) == "backoff"
+    lab.report(1, lab.leases(1))
+    assert cause(lab, job, 1) == "ended"
+    assert cause(lab, lab.submit(1, "arm")) == "requirement"
+    lab.receive(900, Cancel(1, job))
+    assert cause(lab, job, 0) == "ended"
+
+
+def test_after_a_restart_the_cause_names_who_is_missing() -> None:
+    lab = Lab()
+    lab.join(1, worker="ann")
+    job = lab.submit(1)
+    later = lab.restart()
+    document = explain(later.core, later.core.jobs[job], 0)
+    assert document.cause == "restart"
+    assert "ann" in document.text and document.until is not None
+    assert not [m for m in later.sent if isinstance(m, Assign)]
+    assert len(lab.recorded(JobRecord)) == 1
