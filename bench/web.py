@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -33,11 +33,12 @@ from dcoord.web.http1 import App, Receive, Scope, Send
 
 SERVERS: Final = ("ours", "granian", "granian-embedded", "hypercorn", "uvicorn")
 NEEDS: Final = {"granian": "granian", "granian-embedded": "granian", "hypercorn": "hypercorn", "uvicorn": "uvicorn"}
-BLOB_BYTES: Final = 256 * 1024 * 1024
+BLOB_BYTES: Final = 128 * 1024 * 1024
 SILENT, HALF_OPEN, STALLED = 300, 100, 32
 HALF_HEAD: Final = b"GET /page HTTP/1.1\r\nHost: localhost\r\nX-"
 CUT_S: Final = 45.0
 IDLE_S: Final = 10.0
+ROUNDS: Final = 7
 
 
 # ---- the server's process: `python -m bench.web --serve NAME PORT FOLDER` ----
@@ -169,33 +170,66 @@ class Running:
         return time.monotonic() - began, code
 
 
-def measure(name: str, root: Path) -> dict[str, str]:
-    """One row of the table."""
-    server = Running(name, root / name)
-    row = {"server": name}
+def measure(names: list[str], root: Path) -> list[dict[str, str]]:
+    """The table's rows. Everything that others on the machine can disturb is taken in rounds over all servers."""
+    servers = {name: Running(name, root / name) for name in names}
+    rows = {name: {"server": name} for name in names}
     try:
-        ask(server.connect(), b"/page")
-        time.sleep(1)
-        row["idle RSS MB"] = f"{server.sum_status('VmRSS'):.1f}"
-        before = server.cpu_s()
-        time.sleep(IDLE_S)
-        row["idle CPU %"] = f"{100 * (server.cpu_s() - before) / IDLE_S:.2f}"
-        row["GET /page req/s, 1 conn."] = f"{_median(lambda: requests_per_s(server), 3):.0f}"
-        up, name_hex = upload_mb_s(server)
-        row["up MB/s"] = f"{up:.0f}"
-        row["down MB/s"] = f"{_median(lambda: download_mb_s(server, name_hex), 3):.0f}"
-        row["peak RSS MB"] = f"{server.sum_status('VmHWM'):.1f}"
-        with slow_peers(server, name_hex):
-            times = sorted(new_request_s(server) for _ in range(50))
-            row["new request among slow peers ms, median / worst"] = f"{1e3 * times[25]:.1f} / {1e3 * times[-1]:.1f}"
-            row["RSS then MB"] = f"{server.sum_status('VmRSS'):.1f}"
-        row["cuts a silent / half-open peer after s"] = " / ".join(cut_after_s(server, [b"", HALF_HEAD]))
+        _measure_idle(servers, rows)
+        _measure_rates(servers, rows)
+        _measure_slow_peers(servers, rows)
+        for name, cuts in cut_after_s(servers).items():
+            rows[name]["cuts a silent / half-open peer after s"] = " / ".join(cuts)
     finally:
-        with server.connect() as idle:
-            ask(idle, b"/page")
-            took_s, code = server.stop()
-    row["SIGTERM s (exit)"] = f"{took_s:.2f} ({code})"
-    return row
+        for name, server in servers.items():
+            with server.connect() as idle:
+                ask(idle, b"/page")
+                took_s, code = server.stop()
+            rows[name]["SIGTERM s (exit)"] = f"{took_s:.2f} ({code})"
+    return list(rows.values())
+
+
+def _measure_idle(servers: dict[str, Running], rows: dict[str, dict[str, str]]) -> None:
+    for server in servers.values():
+        with server.connect() as connection:
+            ask(connection, b"/page")
+    time.sleep(2)
+    before = {name: server.cpu_s() for name, server in servers.items()}
+    time.sleep(IDLE_S)
+    for name, server in servers.items():
+        rows[name]["idle RSS MB"] = f"{server.sum_status('VmRSS'):.1f}"
+        rows[name]["idle CPU %"] = f"{100 * (server.cpu_s() - before[name]) / IDLE_S:.1f}"
+
+
+def _measure_rates(servers: dict[str, Running], rows: dict[str, dict[str, str]]) -> None:
+    small: dict[str, list[float]] = {name: [] for name in servers}
+    up: dict[str, list[float]] = {name: [] for name in servers}
+    down: dict[str, list[float]] = {name: [] for name in servers}
+    data = bytearray(os.urandom(1 << 20) * (BLOB_BYTES >> 20))
+    for number in range(ROUNDS):
+        data[0] = number
+        blob = hashlib.sha256(data).hexdigest()
+        for name, server in servers.items():
+            small[name].append(requests_per_s(server))
+            up[name].append(upload_mb_s(server, blob, data))
+            down[name].append(download_mb_s(server, blob))
+    for name, server in servers.items():
+        rows[name]["GET /page req/s, one connection"] = f"{statistics.median(small[name]):,.0f}"
+        rows[name]["up MB/s"] = f"{statistics.median(up[name]):,.0f}"
+        rows[name]["down MB/s"] = f"{statistics.median(down[name]):,.0f}"
+        rows[name]["peak RSS MB"] = f"{server.sum_status('VmHWM'):.1f}"
+
+
+def _measure_slow_peers(servers: dict[str, Running], rows: dict[str, dict[str, str]]) -> None:
+    blob = hashlib.sha256(bytes(BLOB_BYTES)).hexdigest()
+    for name, server in servers.items():
+        upload_mb_s(server, blob, bytearray(BLOB_BYTES))
+        with slow_peers(server, blob):
+            times = sorted(new_request_s(server) for _ in range(101))
+            rows[name]["new request among slow peers ms, median / worst"] = (
+                f"{1e3 * times[50]:.1f} / {1e3 * times[-1]:.1f}"
+            )
+            rows[name]["RSS then MB"] = f"{server.sum_status('VmRSS'):.1f}"
 
 
 def ask(connection: socket.socket, target: bytes) -> int:
@@ -214,32 +248,26 @@ def ask(connection: socket.socket, target: bytes) -> int:
 
 
 def requests_per_s(server: Running) -> float:
-    """Small requests one after the other on one connection, for a second."""
+    """Small requests one after the other on one connection, for half a second."""
     with server.connect() as connection:
         began, number = time.perf_counter(), 0
-        while time.perf_counter() < began + 1:
+        while time.perf_counter() < began + 0.5:
             ask(connection, b"/page")
             number += 1
         return number / (time.perf_counter() - began)
 
 
-def upload_mb_s(server: Running) -> tuple[float, str]:
-    """The median of three uploads, each another blob, with SHA-256 and fsync at the other end; the last one's name."""
-    rates, name = [], ""
-    data = bytearray(os.urandom(1 << 20) * (BLOB_BYTES >> 20))
-    for number in range(3):
-        data[0] = number
-        name = hashlib.sha256(data).hexdigest()
-        head = f"PUT {PREFIX}{name} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\n\r\n"
-        with server.connect() as connection:
-            began = time.perf_counter()
-            connection.sendall(head.encode())
-            connection.sendall(data)
-            answer = connection.recv(65536)
-            rates.append(len(data) / (time.perf_counter() - began) / 1e6)
+def upload_mb_s(server: Running, name: str, data: bytearray) -> float:
+    """One upload, with SHA-256 and fsync at the other end."""
+    head = f"PUT {PREFIX}{name} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\n\r\n"
+    with server.connect() as connection:
+        began = time.perf_counter()
+        connection.sendall(head.encode())
+        connection.sendall(data)
+        answer = connection.recv(65536)
         if not answer.startswith(b"HTTP/1.1 20"):
             raise RuntimeError(f"the upload failed: {answer[:200]!r}")
-    return statistics.median(rates), name
+        return len(data) / (time.perf_counter() - began) / 1e6
 
 
 def download_mb_s(server: Running, name: str) -> float:
@@ -273,31 +301,30 @@ def slow_peers(server: Running, name: str) -> Iterator[None]:
             connection.close()
 
 
-def cut_after_s(server: Running, beginnings: list[bytes]) -> list[str]:
-    """When the server ends connections that begin so and go no further; 'never' after CUT_S."""
+def cut_after_s(servers: dict[str, Running]) -> dict[str, list[str]]:
+    """When each server ends a connection that says nothing, and one that stops amid its head; 'never' after CUT_S."""
     began = time.monotonic()
-    open_ = {server.connect(): i for i, _ in enumerate(beginnings)}
-    found = ["never"] * len(beginnings)
-    for connection, i in open_.items():
-        connection.sendall(beginnings[i])
-        connection.setblocking(False)
+    found = {name: ["never", "never"] for name in servers}
+    open_ = {}
+    for name, server in servers.items():
+        for i, beginning in enumerate((b"", HALF_HEAD)):
+            connection = server.connect()
+            connection.sendall(beginning)
+            connection.setblocking(False)
+            open_[connection] = (name, i)
     while open_ and time.monotonic() < began + CUT_S:
         time.sleep(0.1)
-        for connection, i in list(open_.items()):
+        for connection, (name, i) in list(open_.items()):
             with suppress(BlockingIOError):
                 with suppress(ConnectionError):
                     while connection.recv(65536):
                         pass
-                found[i] = f"{time.monotonic() - began:.0f}"
+                found[name][i] = f"{time.monotonic() - began:.0f}"
                 del open_[connection]
                 connection.close()
     for connection in open_:
         connection.close()
     return found
-
-
-def _median(measured: Callable[[], float], times: int) -> float:
-    return statistics.median(measured() for _ in range(times))
 
 
 def _some(got: Any) -> Any:
@@ -327,11 +354,8 @@ def main() -> None:
         serve(parsed.serve[0], int(parsed.serve[1]))
         return
     with tempfile.TemporaryDirectory() as root:
-        rows = []
-        for name in parsed.servers:
-            if name not in NEEDS or importlib.util.find_spec(NEEDS[name]):
-                rows.append(measure(name, Path(root)))
-                print(rows[-1], file=sys.stderr)
+        here = [name for name in parsed.servers if name not in NEEDS or importlib.util.find_spec(NEEDS[name])]
+        rows = measure(here, Path(root))
     print(
         f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}, loopback"
     )
