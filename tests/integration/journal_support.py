@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import apsw
 import msgspec
@@ -18,6 +19,7 @@ from dcoord.core.records import (
     PayloadRecord,
     Record,
     RestoredJob,
+    ResumeRecord,
     WorkerRecord,
 )
 from districomp.messages import Outcome
@@ -88,6 +90,8 @@ class Model(msgspec.Struct):
                 self.outcomes[outcome.job].append(outcome)
             case JobEndRecord():
                 self.jobs[record.job].end = record
+            case ResumeRecord():
+                self.jobs[record.job].end = None
             case WorkerRecord():
                 self.workers.pop(record.worker, None)
                 if record.present:
@@ -126,7 +130,8 @@ class Model(msgspec.Struct):
                     state = outcome.states[position] if outcome.states else DONE
                     result = outcome.results[position] if outcome.results else None
                     ended.append((outcome.serial, state))
-            if state == QUEUED and outcome.sweep is not None:
+            swept = outcome.states if outcome.sweep == QUEUED else [QUEUED]
+            if outcome.sweep is not None and state in swept:
                 state = outcome.sweep
         return state, result, ended
 
@@ -138,8 +143,10 @@ def histories(draw: st.DrawFn) -> tuple[list[list[Record]], dict[int, list[int]]
     chunks: dict[int, list[int]] = {}
     open_jobs: dict[int, list[int]] = {}  # job -> indices not yet ended for good
     serials: dict[int, int] = {}
+    ended: list[int] = []
     number = 0
-    for step in draw(st.lists(st.sampled_from("jjjppdfoooosew"), max_size=25)):
+    steps = draw(st.permutations("jjjpdffoooosseeewwwrr"))  # not a list of drawn length: those are mostly short
+    for step in "jj" + "".join(steps):
         job = draw(st.sampled_from(sorted(open_jobs))) if open_jobs else None
         if step in "jp":
             number += draw(st.integers(1, 3))
@@ -152,6 +159,12 @@ def histories(draw: st.DrawFn) -> tuple[list[list[Record]], dict[int, list[int]]
             records += [PayloadRecord(number, 0, draw(st.lists(ITEMS, min_size=1, max_size=3))), DropRecord(number)]
         elif step == "w":
             records.append(WorkerRecord(draw(st.sampled_from("xyz")), draw(TEXTS), draw(st.booleans()), draw(TIMES)))
+        elif step == "r" and ended:
+            again = ended.pop()
+            serials[again] += 1
+            retried = Outcome(again, serials[again], "", [], states=[FAILED, CANCELLED], sweep=QUEUED)
+            records += [ResumeRecord(again), OutcomeRecord(retried)]
+            open_jobs[again] = []
         elif job is None:
             continue
         elif step == "f":
@@ -161,6 +174,7 @@ def histories(draw: st.DrawFn) -> tuple[list[list[Record]], dict[int, list[int]]
             records.append(OutcomeRecord(draw(_outcomes(job, serials[job], open_jobs[job], sweep=step == "s"))))
         elif step == "e":
             del open_jobs[job]
+            ended.append(job)
             counts = draw(st.lists(st.integers(0, 2**32), min_size=6, max_size=6))
             records.append(JobEndRecord(job, draw(st.sampled_from(["done", "failed"])), counts, draw(TIMES)))
     return _cut(draw, records), chunks
@@ -193,7 +207,8 @@ def _submissions(draw: st.DrawFn, number: int) -> tuple[list[Record], int, list[
     params = draw(st.dictionaries(TEXTS, st.integers(-(2**63), 2**64 - 1) | TEXTS | st.booleans(), max_size=2))
     max_fails = draw(st.none() | st.integers(0, 9))
     texts = draw(st.tuples(TEXTS, TEXTS, TEXTS))
-    records.append(JobRecord(number, *texts, digest, "name", params, count, numbers, max_fails, draw(TIMES)))
+    matrix: list[tuple[str, list[Any]]] = [("size", [1, 2]), ("name", ["a"])] if draw(st.booleans()) else []
+    records.append(JobRecord(number, *texts, digest, "name", params, count, numbers, max_fails, draw(TIMES), matrix))
     return records, count, begins
 
 

@@ -52,7 +52,7 @@ def journal(path: Path) -> Iterator[Journal]:
 
 
 @given(histories())
-@settings(max_examples=80)
+@settings(max_examples=50)
 def test_everything_committed_is_restored(drawn: tuple[list[list[Record]], dict[int, list[int]]]) -> None:
     history, chunks = drawn
     model = Model()
