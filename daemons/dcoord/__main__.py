@@ -15,6 +15,10 @@ from districomp.errors import ConfigError, DistricompError
 
 log = logging.getLogger("dcoord")
 
+SWITCH_S = 0.001
+"""How long the busy loop may keep the interpreter's lock from the journal's thread: with Python's 5 ms a commit of
+256 tasks beside it takes 6.1 ms instead of 1.8 (docs/decisions/002-journal.md)."""
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The console script: ends by SystemExit with 0, 1 (cannot run) or 78 (configuration)."""
@@ -27,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sys.exit(_check_definitions(paths))
         from dcoord.daemon import Daemon
 
+        sys.setswitchinterval(SWITCH_S)
         _run(Daemon(settings, paths, parsed.config).run())
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")
