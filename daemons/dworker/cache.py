@@ -17,7 +17,7 @@ import msgspec
 
 from districomp.model import Blob, task_text
 from districomp.taskdef import BundleFile
-from dworker.runners.folders import Folders, remove_tree
+from dworker.runners.folders import emptied, remove_tree
 
 if TYPE_CHECKING:
     from dworker.fetch import DataPort
@@ -54,7 +54,7 @@ class Cache:
         self._bundles = root / "bundles"
         self._bundles.mkdir(mode=0o755, parents=True, exist_ok=True)
         self._executor = ThreadPoolExecutor(THREADS, "data")
-        self._items = Folders(root / "items", self._executor).make(None, [])
+        self._items = emptied(root / "items", self._executor)
         self._item_next = 0
         self._ready: dict[str, Bundle] = {}
         self._laying: dict[str, asyncio.Task[Bundle]] = {}
@@ -132,7 +132,7 @@ class Cache:
     async def item(self, job: int, index: int, blob: Blob) -> Path:
         """A large item, as a file that the caller removes. CacheError."""
         self._item_next += 1
-        target = Path(self._items) / str(self._item_next)
+        target = self._items / str(self._item_next)
         path = f"/tasks/{task_text(job, index)}"
         await self._fetch(lambda: self.port.download(path, target, blob.sha256.hex(), blob.size), f"the data of {path}")
         return target

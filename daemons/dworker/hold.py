@@ -6,9 +6,12 @@ No object per waiting lease: an Assign stays the columns that it came as, with a
 from collections import deque
 from typing import Any, Final
 
+import msgspec
+
 from districomp.messages import Assign, JobSpec
 from districomp.model import Item
 from districomp.taskdef import Definition
+from dworker.events import AttemptsEnded
 
 RUNNERS: Final = ("command", "stream")
 PIPELINE_MAX: Final = 512
@@ -138,6 +141,15 @@ class Slot:
     def head(self) -> int:
         """The lease of the attempt that runs."""
         return next(iter(self.hand))
+
+
+class Spooled(msgspec.Struct):
+    """An attempt that ended; its report waits for the upload of its result."""
+
+    work: Work
+    index: int
+    attempt: int
+    event: AttemptsEnded
 
 
 class Queue:

@@ -32,7 +32,6 @@ class Launch(NamedTuple):
     """What to start a process with."""
 
     folder: str
-    entries: list[str]
     program: str
     argv: list[str]
     env: dict[str, str]
@@ -201,7 +200,7 @@ class Child:
         self._clock = self._killer = None
         self._unsent.clear()
         if self._launch is not None:
-            self._host.folders.remove(self._launch.folder, self._launch.entries)
+            self._host.folders.remove(self._launch.folder)
         if isinstance(ending, NotStarted):
             self._queue = [*self._hand.values(), *self._queue]
             self._hand.clear()

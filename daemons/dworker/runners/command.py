@@ -12,8 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from districomp.arguments import Arguments, ItemError, item_text
 from districomp.model import Blob, Item, item_content
-from districomp.taskdef import Arguments, Definition, ItemError, item_text
+from districomp.taskdef import Definition
 from dworker.cache import Bundle, CacheError
 from dworker.events import AttemptsEnded, StartAttempts, StopAttempts
 from dworker.runners import environment
@@ -183,7 +184,7 @@ class CommandRunner:
         attempt.output = Output(
             host.loop,
             out,
-            host.spool_path(),
+            host.spool_path,
             host.spoolers,
             bytes_max=attempt.plan.definition.limits.result_bytes,
             on_over=lambda: self._end(attempt, "result_too_large"),
@@ -265,6 +266,7 @@ class CommandRunner:
         else:
             columns["results"] = [result]
             if isinstance(result, Blob):
+                assert attempt.output.path is not None
                 self._host.spooled[attempt.lease] = attempt.output.path
         self._finish(attempt, columns)
 
@@ -273,7 +275,7 @@ class CommandRunner:
         host = self._host
         del self._attempts[attempt.slot]
         if attempt.folder:
-            host.folders.remove(attempt.folder, attempt.plan.bundle.entries if attempt.plan.bundle is not None else [])
+            host.folders.remove(attempt.folder)
         if attempt.item_file is not None:
             attempt.item_file.unlink(missing_ok=True)
         if attempt.output is not None and attempt.lease not in host.spooled:

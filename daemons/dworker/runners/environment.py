@@ -6,8 +6,8 @@ import time
 from collections.abc import Mapping
 from typing import Final
 
+from districomp.arguments import ItemError, item_text
 from districomp.model import Blob, Item
-from districomp.taskdef import ItemError, item_text
 
 ITEM_BYTES_MAX: Final = 4096
 """A longer item has no DISTRICOMP_ITEM: half of it would be worse than none."""

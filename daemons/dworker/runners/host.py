@@ -14,7 +14,7 @@ from typing import Final
 from dworker.cache import Cache
 from dworker.events import Events
 from dworker.runners import environment
-from dworker.runners.folders import Folders
+from dworker.runners.folders import Folders, emptied
 from dworker.runners.spawn import Ending, Request, make_spawner
 
 KILL_S: Final = 10.0
@@ -32,8 +32,8 @@ class Host:
         self.base_env = environment.base()
         self.cleaners = ThreadPoolExecutor(1, "clean")
         self.spoolers = ThreadPoolExecutor(slots, "spool")
-        self.folders = Folders(root / "run", self.cleaners)
-        self._spool = Folders(root / "spool", self.cleaners).make(None, [])
+        self.folders = Folders(emptied(root / "run", self.cleaners), self.cleaners, self.loop)
+        self._spool = emptied(root / "spool", self.cleaners)
         self._spool_next = 0
         self.spooled: dict[int, Path] = {}
         """lease -> the file of a result that is too large for a report."""
@@ -60,7 +60,7 @@ class Host:
     def spool_path(self) -> Path:
         """A new name for a file of the spool."""
         self._spool_next += 1
-        return Path(self._spool) / str(self._spool_next)
+        return self._spool / str(self._spool_next)
 
     def discard(self, leases: list[int]) -> None:
         """Remove these spooled results."""
@@ -70,8 +70,9 @@ class Host:
                 path.unlink(missing_ok=True)
 
     async def close(self) -> None:
-        """Kill what runs."""
+        """Kill what runs, leave nothing behind."""
         await self._spawner.close()
+        self.folders.close()
         self.spoolers.shutdown(wait=False, cancel_futures=True)
         self.cleaners.shutdown(wait=False)
 

@@ -79,10 +79,10 @@ class Tail:
 
 
 class Output:
-    """A process' standard output. `path`: where a large result goes; `on_over` is called once when it passes `bytes_max`."""
+    """A process' standard output. `new_path` names a file for a large result; `on_over` is called once when it passes `bytes_max`."""
 
     __slots__ = (
-        "_executor", "_fd", "_head", "_loop", "_on_over", "_over", "_process_ended", "_spool", "_watching",
+        "_executor", "_fd", "_head", "_loop", "_new_path", "_on_over", "_over", "_process_ended", "_spool", "_watching",
         "bytes_max", "path",
     )  # fmt: skip
 
@@ -90,7 +90,7 @@ class Output:
         self,
         loop: asyncio.AbstractEventLoop,
         fd: int,
-        path: Path,
+        new_path: Callable[[], Path],
         executor: Executor,
         *,
         bytes_max: int | None,
@@ -98,14 +98,15 @@ class Output:
     ) -> None:
         self._loop = loop
         self._fd = fd
-        self.path = path
+        self._new_path = new_path
+        self.path: Path | None = None
         self._executor = executor
         self._on_over = on_over
         self._over = False
         self._watching = False
         self._head = bytearray()
         self._spool: asyncio.Future[Blob] | None = None
-        self._process_ended = threading.Event()
+        self._process_ended: threading.Event | None = None
         self.bytes_max = bytes_max
 
     def watch(self) -> None:
@@ -116,17 +117,18 @@ class Output:
 
     def finish(self) -> "bytes | asyncio.Future[Blob]":
         """The process has ended: its result, or the promise of one that is in a file. Called once."""
-        self._process_ended.set()
         while self._spool is None and self._fd >= 0 and self._read():
             pass
         if self._spool is not None:
+            assert self._process_ended is not None
+            self._process_ended.set()
             return self._spool
         self._close()
         return bytes(self._head)
 
     def discard(self) -> None:
         """Nobody wants the file of a large result."""
-        if self._spool is not None:
+        if self.path is not None:
             self.path.unlink(missing_ok=True)
 
     def _read(self) -> bool:
@@ -143,7 +145,10 @@ class Output:
         if len(self._head) > INLINE_BYTES_MAX:
             self._unwatch()
             fd, self._fd = self._fd, -1
-            self._spool = self._loop.run_in_executor(self._executor, self._spool_rest, fd)
+            self.path, self._process_ended = self._new_path(), threading.Event()
+            self._spool = self._loop.run_in_executor(
+                self._executor, self._spool_rest, fd, self.path, self._process_ended
+            )
         return True
 
     def _exceed(self) -> None:
@@ -151,10 +156,10 @@ class Output:
             self._over = True
             self._on_over()
 
-    def _spool_rest(self, fd: int) -> Blob:
+    def _spool_rest(self, fd: int, path: Path, process_ended: threading.Event) -> Blob:
         """In a thread: the head and the rest into the file, until the end of the output or of the process."""
         try:
-            with self.path.open("wb", buffering=0) as file:
+            with path.open("wb", buffering=0) as file:
                 digest = hashlib.sha256()
                 size, data = 0, bytes(self._head)
                 while data:
@@ -165,22 +170,10 @@ class Output:
                     else:
                         digest.update(data)
                         file.write(data)
-                    data = self._wait_for_more(fd)
+                    data = _wait_for_more(fd, process_ended)
             return Blob(digest.digest(), size)
         finally:
             os.close(fd)
-
-    def _wait_for_more(self, fd: int) -> bytes:
-        poll = select.poll()
-        poll.register(fd, select.POLLIN)
-        while True:
-            last = self._process_ended.is_set()
-            try:
-                return os.read(fd, READ_BYTES)
-            except BlockingIOError:
-                if last:
-                    return b""  # whoever holds the pipe open outlived the task
-                poll.poll(_POLL_MS)
 
     def _unwatch(self) -> None:
         if self._watching:
@@ -192,3 +185,16 @@ class Output:
             self._unwatch()
             os.close(self._fd)
             self._fd = -1
+
+
+def _wait_for_more(fd: int, process_ended: threading.Event) -> bytes:
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    while True:
+        last = process_ended.is_set()
+        try:
+            return os.read(fd, READ_BYTES)
+        except BlockingIOError:
+            if last:
+                return b""  # whoever holds the pipe open outlived the task
+            poll.poll(_POLL_MS)

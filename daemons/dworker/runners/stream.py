@@ -15,8 +15,8 @@ from typing import Final
 import msgspec
 from msgspec.structs import replace
 
+from districomp.arguments import substitute
 from districomp.model import Blob, item_content
-from districomp.taskdef import substitute
 from dworker.cache import CacheError
 from dworker.events import AttemptsEnded, StartAttempts, StopAttempts
 from dworker.runners import environment
@@ -108,9 +108,9 @@ class StreamRunner:
         env = environment.variables(host.base_env, folder, definition.env)
         program = host.programs.find(argv[0], env.get("PATH", ""), folder)
         if not program:
-            host.folders.remove(folder, entries)
+            host.folders.remove(folder)
             raise CacheError(environment.not_installed(argv[0], env.get("PATH", "")))
-        return Launch(folder, entries, program, argv, env)
+        return Launch(folder, program, argv, env)
 
     # ---- large items ----
 
