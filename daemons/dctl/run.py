@@ -10,7 +10,7 @@ from dctl.output import Mode
 from dctl.results import chosen_form
 from dctl.submit import After, Inputs, finish, submitted
 from districomp.errors import UsageError
-from districomp.taskdef import escape_argument, run_template
+from districomp.placeholders import escape_argument, run_template
 
 DEFINITION: Final = "shell"
 SEPARATOR: Final = ":::"

@@ -1,8 +1,8 @@
-"""Task definitions: how a kind of task runs, its version, its parameters and its arguments. Pure.
+"""Task definitions: how a kind of task runs, its version and its parameters. Pure.
 
-Owns the meaning of a checked definition: parameters given at submission, arguments made of them for
-each task, and what an item must be for that. Does not read definitions from YAML (`taskfile`), does
-not read files (the coordinator's catalog does) and does not run anything (the worker's runners do).
+Owns the meaning of a checked definition and of the parameters given at submission. Does not make
+arguments of them (`arguments`), does not read definitions from YAML (`taskfile`) or files (the
+coordinator's catalog does) and does not run anything (the worker's runners do).
 """
 
 import hashlib
@@ -16,10 +16,8 @@ import msgspec
 from msgspec.structs import replace
 
 from districomp.errors import UsageError
-from districomp.model import Blob, File, Item, item_content, payload_size
+from districomp.placeholders import ARGUMENT_BYTES_MAX, Place, split_argument
 
-ARGUMENT_BYTES_MAX: Final = 128 * 1024 - 1
-"""Longest argument: Linux's MAX_ARG_STRLEN without the closing NUL."""
 PARAMS_BYTES_MAX: Final = 512 * 1024
 """All params of a submission together: they travel in one message."""
 LIST_ENTRIES_MAX: Final = 10_000
@@ -109,14 +107,6 @@ class ParamsError(UsageError):
     def __init__(self, definition: str, faults: list[str]) -> None:
         super().__init__(f"the definition {definition!r} does not take these params: " + "; ".join(faults))
         self.faults = faults
-
-
-class ItemError(UsageError):
-    """An item cannot be a task's of this definition; `code` is what a Refused message carries."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
 
 
 def encode_definition(definition: Definition) -> bytes:
@@ -305,213 +295,3 @@ def _value_bytes(value: Any) -> int:
     if isinstance(value, list):
         return sum(_value_bytes(entry) + 5 for entry in value)
     return len(value.encode()) if isinstance(value, str) else 9
-
-
-# ---- arguments ----
-
-_PART: Final = re.compile(r"\{\{|\}\}|\{([A-Za-z_][A-Za-z0-9_]*)\}|[{}]")
-
-
-_TASK_PLACES: Final = ("item", "index")
-
-
-class Place(msgspec.Struct, frozen=True):
-    """A placeholder of an argument: `{name}`."""
-
-    name: str
-
-    @property
-    def is_task(self) -> bool:
-        """It differs from task to task, rather than from job to job."""
-        return self.name in _TASK_PLACES
-
-
-def split_argument(argument: str) -> list[str | Place]:
-    """An argument as texts and placeholders, `{{` and `}}` already braces. ValueError names a stray brace."""
-    parts: list[str | Place] = []
-    text, position = "", 0
-    for match in _PART.finditer(argument):
-        text += argument[position : match.start()]
-        position = match.end()
-        if match.group() in ("{{", "}}"):
-            text += match.group()[0]
-        elif name := match.group(1):
-            parts += [text, Place(name)] if text else [Place(name)]
-            text = ""
-        else:
-            brace = match.group()
-            raise ValueError(
-                f"has a lone {brace} at character {match.start() + 1}; a brace itself is written {brace * 2}"
-            )
-    text += argument[position:]
-    return [*parts, text] if text or not parts else parts
-
-
-def escape_argument(text: str) -> str:
-    """The text such that, as an argument with placeholders, it means itself."""
-    return text.replace("{", "{{").replace("}", "}}")
-
-
-def run_template(argv: Sequence[str], has_items: bool) -> list[str]:
-    """The arguments of `dctl run` as the param `argv` of `shell`: `{}` is the item, all else is itself.
-
-    With items and no `{}` anywhere, the item is appended, as GNU parallel does.
-    """
-    template = ["{item}".join(escape_argument(piece) for piece in argument.split("{}")) for argument in argv]
-    if has_items and not any("{}" in argument for argument in argv):
-        template.append("{item}")
-    return template
-
-
-class Arguments:
-    """A definition's arguments with one job's params in place; only `{item}` and `{index}` are left to fill in.
-
-    Made once a job; `argv` costs about a microsecond. Values are put in side by side and never looked
-    into again: an item or a param that contains `{item}` stays as it is.
-    """
-
-    __slots__ = ("_fixed", "_varying", "item_bytes_max", "uses_index", "uses_item")
-
-    def __init__(self, definition: Definition, params: Mapping[str, Any]) -> None:
-        self._fixed: list[str] = []
-        # Position and parts of each argument that differs by task; 0 stands for the item, 1 for the index.
-        self._varying: list[tuple[int, list[str | int]]] = []
-        self.uses_item = self.uses_index = False
-        self.item_bytes_max = ARGUMENT_BYTES_MAX
-        """Longest text of an item with which every argument stays within the system's limit."""
-        for argument in definition.argv:
-            parts = split_argument(argument)
-            first = parts[0]
-            param = definition.params.get(first.name) if isinstance(first, Place) else None
-            if isinstance(first, Place) and param is not None and param.type == "list":
-                for entry in params[first.name]:
-                    self._append(split_argument(entry) if param.expand else [entry])
-            else:
-                self._append([_filled(part, params) for part in parts])
-
-    def _append(self, parts: list[str | Place]) -> None:
-        if not any(isinstance(part, Place) for part in parts):
-            self._fixed.append("".join(str(part) for part in parts))
-            return
-        codes = [part if isinstance(part, str) else _TASK_PLACES.index(part.name) for part in parts]
-        self._varying.append((len(self._fixed), codes))
-        self._fixed.append("")
-        items = codes.count(0)
-        self.uses_item = self.uses_item or items > 0
-        self.uses_index = self.uses_index or 1 in codes
-        if items:
-            # An index has at most 20 digits.
-            fixed_bytes = sum(len(part.encode()) if isinstance(part, str) else 20 * part for part in codes)
-            self.item_bytes_max = min(self.item_bytes_max, max(0, ARGUMENT_BYTES_MAX - fixed_bytes) // items)
-
-    def argv(self, item_text: str | None, index: int) -> list[str]:
-        """One task's arguments. ItemError if an argument uses the item and there is none."""
-        argv = self._fixed.copy()
-        if self.uses_item and item_text is None:
-            raise ItemError("empty", "the definition's command uses {item}, but the job has no input")
-        texts = (item_text or "", str(index))
-        for position, parts in self._varying:
-            argv[position] = "".join([part if isinstance(part, str) else texts[part] for part in parts])
-        return argv
-
-
-def substitute(definition: Definition, params: Mapping[str, Any], item_text: str | None, index: int) -> list[str]:
-    """One task's arguments, once; who needs them for many tasks keeps an `Arguments`."""
-    return Arguments(definition, params).argv(item_text, index)
-
-
-def uses_item(definition: Definition, params: Mapping[str, Any]) -> bool:
-    """Whether an argument contains `{item}`, so that items must be short texts."""
-    return Arguments(definition, params).uses_item
-
-
-def _filled(part: str | Place, params: Mapping[str, Any]) -> str | Place:
-    if isinstance(part, str) or part.is_task:
-        return part
-    value = params[part.name]
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return str(value)
-
-
-# ---- items ----
-
-
-def item_text(item: Item) -> str:
-    """The text of `{item}`: of data or a line its content, of a file its path. ItemError if it is none.
-
-    A Blob's content is not here: who has fetched it passes the bytes.
-    """
-    if isinstance(item, Blob):
-        raise ItemError("too_large", f"it has {item.size:,} bytes, too many for an argument")
-    if isinstance(item, File):
-        text = item.path
-    else:
-        try:
-            text = item.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise ItemError(
-                "bad_request",
-                f"byte {error.start + 1} of it is not UTF-8, and an argument of the command uses {{item}}",
-            ) from None
-    if "\0" in text:
-        raise ItemError("bad_request", "it has a NUL character, and an argument of the command uses {item}")
-    return text
-
-
-class ItemRules:
-    """What an item must be for a definition and params. Made once a job; most jobs' `check` compares one size.
-
-    Of a Blob only the size is checked here: its content is checked by who reads it first.
-    """
-
-    __slots__ = ("_arguments", "_data_bytes_max", "_no_newline")
-
-    def __init__(self, definition: Definition, params: Mapping[str, Any]) -> None:
-        self._arguments = Arguments(definition, params)
-        self._data_bytes_max = definition.limits.data_bytes
-        self._no_newline = definition.runner == "stream" and definition.format == "lines"
-
-    def check(self, item: Item | None, index: int) -> None:
-        """ItemError says what is wrong with the item of this index; None: the job has no input."""
-        try:
-            self._check(item)
-        except ItemError as error:
-            raise ItemError(error.code, f"item {index}: {error}") from None
-
-    def check_input(self, has_items: bool) -> None:
-        """ItemError if the command needs an item and the job has no input at all."""
-        if not has_items and self._arguments.uses_item:
-            raise ItemError("empty", "the definition's command uses {item}, but the job has no input")
-
-    def _check(self, item: Item | None) -> None:
-        if item is None:
-            self.check_input(False)
-            return
-        content = item_content(item)
-        size = payload_size(content)
-        if self._data_bytes_max is not None and size > self._data_bytes_max:
-            raise ItemError(
-                "too_large", f"it has {size:,} bytes, the definition's limits.data is {self._data_bytes_max:,}"
-            )
-        if self._no_newline and isinstance(content, bytes) and b"\n" in content:
-            raise ItemError(
-                "bad_request", "it has a newline, and the definition's stream takes one line an item (format: lines)"
-            )
-        if not self._arguments.uses_item:
-            return
-        if isinstance(item, File):
-            size = len(item.path.encode("utf-8", "surrogatepass"))
-        if size > self._arguments.item_bytes_max:
-            limit = self._arguments.item_bytes_max
-            raise ItemError(
-                "too_large",
-                f"it has {size:,} bytes, but an argument of the command uses {{item}}, where {limit:,} are allowed; let the program read it from standard input",
-            )
-        if not isinstance(item, Blob):
-            item_text(item)
-
-
-def check_item(definition: Definition, params: Mapping[str, Any], item: Item | None, index: int = 0) -> None:
-    """One item against a definition, once; who checks many keeps an `ItemRules`."""
-    ItemRules(definition, params).check(item, index)

@@ -14,15 +14,14 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 import msgspec
 from msgspec.structs import replace
 
+from districomp.placeholders import Place, split_argument
 from districomp.taskdef import (
     INT_MAX,
     Definition,
     Limits,
     Param,
-    Place,
     Retries,
     check_value,
-    split_argument,
     with_digest,
 )
 from districomp.units import parse_duration, parse_duration_or_unlimited, parse_size_or_unlimited

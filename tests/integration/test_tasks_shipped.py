@@ -19,8 +19,10 @@ import pytest
 
 from dcoord.blobs import BlobStore
 from dcoord.catalog import Catalog
+from districomp.arguments import Arguments
 from districomp.config import LIVE_AS_SHIPPED, Layer
-from districomp.taskdef import Arguments, Definition, check_params, run_template
+from districomp.placeholders import run_template
+from districomp.taskdef import Definition, check_params
 
 TASKS = Path(__file__).resolve().parents[2] / "tasks"
 NAMES = sorted(path.stem for path in TASKS.glob("*.yaml"))

@@ -9,9 +9,10 @@ from dctl.__main__ import COMMANDS, cli
 from dctl.options import DurationType, ParamType, RangeType, gathered, job_number, task_number
 from dctl.run import command_words, split_items, templated
 from dctl.submit import Inputs, spread_paths
+from districomp.arguments import substitute
 from districomp.client import Client
 from districomp.errors import UsageError
-from districomp.taskdef import Definition, Param, substitute
+from districomp.taskdef import Definition, Param
 
 
 def read_range(text: str) -> range:

@@ -7,28 +7,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from districomp.arguments import Arguments, ItemError, ItemRules, check_item, item_text, substitute, uses_item
 from districomp.model import Blob, File, Item
+from districomp.placeholders import ARGUMENT_BYTES_MAX, Place, escape_argument, run_template, split_argument
 from districomp.taskdef import (
-    ARGUMENT_BYTES_MAX,
     LIST_ENTRIES_MAX,
-    Arguments,
     Definition,
-    ItemError,
-    ItemRules,
     Limits,
     Param,
     ParamsError,
-    Place,
-    check_item,
     check_params,
     decode_definition,
     encode_definition,
-    escape_argument,
-    item_text,
-    run_template,
-    split_argument,
-    substitute,
-    uses_item,
     with_digest,
 )
 

@@ -25,7 +25,7 @@ ARROWS = {
 }
 """Program -> those of ours that it may import. Only tests/sim imports several."""
 
-PURE_SHARED = ("errors", "model", "messages", "wire", "taskdef", "documents")
+PURE_SHARED = ("errors", "model", "messages", "wire", "placeholders", "taskdef", "arguments", "documents")
 """Modules of districomp without I/O and clock: all of ours that a core may import."""
 PURE_OURS = ("districomp.__version__", *(f"districomp.{name}" for name in PURE_SHARED))
 

@@ -10,12 +10,11 @@ from dcoord.core.effects import Send
 from dcoord.core.job import Job
 from dcoord.core.payload import KEPT_BYTES_MAX, items_bytes
 from dcoord.core.records import DefinitionRecord, DropRecord, JobRecord, PayloadRecord
+from districomp.arguments import ItemError, ItemRules
 from districomp.messages import Accepted, Items, Refused, Submit
 from districomp.model import Item
 from districomp.taskdef import (
     Definition,
-    ItemError,
-    ItemRules,
     ParamsError,
     check_matrix,
     check_params,
