@@ -89,18 +89,22 @@ class Link:
         """Where the right coordinator may be; waits until there is an answer."""
         if self._fixed is not None:
             return [self._fixed]
-        said = ""
+        said, patient_until = "", time.monotonic() + ALONE_S
         while True:
             self._changed.clear()
-            chosen, wait_s = self._choose(time.monotonic())
+            now = time.monotonic()
+            chosen, wait_s = self._choose(now)
             if chosen is not None:
                 usable = self._usable(chosen)
                 if usable:
                     return usable
             words = self._words()
             if wait_s is None and words != said:
-                said = words
-                log.info("%s", words)
+                if now < patient_until:  # an answer may be on its way
+                    wait_s = patient_until - now
+                else:
+                    said = words
+                    log.info("%s", words)
             try:
                 await asyncio.wait_for(self._changed.wait(), wait_s)
             except TimeoutError:
@@ -112,7 +116,6 @@ class Link:
         if wanted:
             return next((one for one in self._found if wanted in (one.cluster, one.name)), None), None
         if len(self._found) != 1:
-            # The first second of a start is silent: an answer may be on its way.
             self._alone = None
             return None, None
         only = self._found[0]

@@ -1,0 +1,200 @@
+"""Both ways to start processes: the spawn server, and plain subprocess where that cannot be."""
+
+import asyncio
+import errno
+import os
+import signal
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dworker.runners.host import open_input
+from dworker.runners.spawn import Ending, Exit, Lost, NotStarted, PlainSpawner, Request, Spawner, SpawnServer
+from tests.integration.workerlab import children, is_alive
+
+WAIT_S = 20.0
+Kind = Callable[[Callable[[int, Ending], None]], Spawner]
+KINDS: list[Any] = [pytest.param(SpawnServer, id="server"), pytest.param(PlainSpawner, id="plain")]
+
+
+class Starter:
+    """A spawner, what its processes wrote, and how they ended."""
+
+    def __init__(self, kind: Kind) -> None:
+        self.ends: dict[int, Ending] = {}
+        self.changed = asyncio.Event()
+        self.outputs: dict[int, int] = {}
+        self.spawner = kind(self.on_end)
+
+    def on_end(self, key: int, ending: Ending) -> None:
+        assert key not in self.ends, "told twice"
+        self.ends[key] = ending
+        self.changed.set()
+
+    def start(self, key: int, argv: list[str], data: bytes = b"", folder: str = "/", program: str = "") -> None:
+        reading, writing = os.pipe()
+        self.outputs[key] = reading
+        fds = (open_input(data), writing, os.open(os.devnull, os.O_WRONLY))
+        env = {"PATH": os.environ["PATH"], "KEY": str(key)}
+        self.spawner.spawn(key, Request(folder, program or f"/bin/{argv[0]}", argv, env, fds))
+
+    async def ended(self, *keys: int) -> list[Ending]:
+        async with asyncio.timeout(WAIT_S):
+            while not all(key in self.ends for key in keys):
+                self.changed.clear()
+                await self.changed.wait()
+        return [self.ends[key] for key in keys]
+
+    def output(self, key: int) -> bytes:
+        reading = self.outputs.pop(key)
+        with os.fdopen(reading, "rb") as file:
+            return file.read()
+
+    async def close(self) -> None:
+        await self.spawner.close()
+        for reading in self.outputs.values():
+            os.close(reading)
+
+
+def with_starter(kind: Kind, test: Callable[[Starter], Coroutine[Any, Any, None]]) -> None:
+    async def body() -> None:
+        before = open_descriptors()
+        starter = Starter(kind)
+        try:
+            await test(starter)
+        finally:
+            await starter.close()
+        assert open_descriptors() <= before, "descriptors were left open"
+
+    asyncio.run(body())
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    async with asyncio.timeout(WAIT_S):
+        while not condition():  # noqa: ASYNC110 -- of another process
+            await asyncio.sleep(0.01)
+
+
+def open_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def libraries(pid: int) -> str:
+    return Path(f"/proc/{pid}/maps").read_text()
+
+
+def code(ending: Ending) -> int:
+    assert isinstance(ending, Exit)
+    return os.waitstatus_to_exitcode(ending.status)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_starting_feeding_and_waiting(kind: Kind, tmp_path: Path) -> None:
+    async def test(starter: Starter) -> None:
+        starter.start(1, ["cat"], b"data")
+        starter.start(2, ["sh", "-c", "pwd; echo $KEY; exit 7"], folder=str(tmp_path))
+        one, two = await starter.ended(1, 2)
+        assert (code(one), starter.output(1)) == (0, b"data")
+        assert (code(two), starter.output(2)) == (7, f"{tmp_path}\n2\n".encode())
+        assert isinstance(one, Exit)
+        assert 0 <= one.cpu_s < 5
+        assert one.memory_bytes > 100_000
+
+    with_starter(kind, test)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_cannot_be_started(kind: Kind) -> None:
+    async def test(starter: Starter) -> None:
+        starter.start(1, ["none"])
+        starter.start(2, ["true"], folder="/no/such/folder")
+        starter.start(3, ["true", "x" * 3_000_000])
+        starter.start(4, ["true", "a\0b"])
+        starter.start(5, ["echo", "fine"])
+        ends = await starter.ended(1, 2, 3, 4, 5)
+        codes = [end.errno for end in ends[:4] if isinstance(end, NotStarted)]
+        assert codes[:3] == [errno.ENOENT, errno.ENOENT, errno.E2BIG]
+        assert len(codes) == 4
+        assert starter.output(5) == b"fine\n"
+
+    with_starter(kind, test)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_signal_reaches_the_whole_group_and_the_end_kills_what_is_left(kind: Kind) -> None:
+    async def test(starter: Starter) -> None:
+        starter.start(1, ["sh", "-c", "sleep 1000 & echo $!; wait"])
+        reading = starter.outputs[1]
+        child = int(await asyncio.to_thread(os.read, reading, 100))
+        starter.spawner.kill(1, signal.SIGTERM)
+        starter.spawner.kill(77, signal.SIGTERM)
+        (ending,) = await starter.ended(1)
+        assert code(ending) == -signal.SIGTERM
+        starter.spawner.kill(1, signal.SIGTERM)
+        starter.start(2, ["sh", "-c", "sleep 1000 & echo $!"])
+        await starter.ended(2)
+        left = [child, int(starter.output(2))]
+        await until(lambda: not any(map(is_alive, left)))
+
+    with_starter(kind, test)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_hundreds_at_once(kind: Kind) -> None:
+    async def test(starter: Starter) -> None:
+        for key in range(300):
+            starter.start(key, ["echo", str(key), "x" * 3000])
+        await starter.ended(*range(300))
+        for key in range(300):
+            assert starter.output(key).startswith(b"%d " % key)
+
+    with_starter(kind, test)
+
+
+def test_closing_kills_everything_sessions_of_their_own_included() -> None:
+    async def body() -> None:
+        starter = Starter(SpawnServer)
+        starter.start(1, ["sh", "-c", "setsid sleep 1000 & echo $!; wait"])
+        child = int(await asyncio.to_thread(os.read, starter.outputs[1], 100))
+        await starter.close()
+        assert not is_alive(child), "close waits for the server, and the server for all of them"
+        assert not starter.ends
+
+    asyncio.run(body())
+
+
+def test_a_server_that_dies_is_replaced() -> None:
+    async def test(starter: Starter) -> None:
+        server = starter.spawner
+        assert isinstance(server, SpawnServer)
+        starter.start(1, ["sleep", "1000"])
+        await until(lambda: children(server.pid))
+        first = server.pid
+        os.kill(first, signal.SIGKILL)
+        (ending,) = await starter.ended(1)
+        assert isinstance(ending, Lost)
+        assert server.pid != first
+        starter.start(2, ["echo", "again"])
+        await starter.ended(2)
+        assert starter.output(2) == b"again\n"
+
+    with_starter(SpawnServer, test)
+
+
+def test_the_server_is_small() -> None:
+    """Its size is the floor of every memory figure, so nothing may creep in."""
+
+    async def test(starter: Starter) -> None:
+        server = starter.spawner
+        assert isinstance(server, SpawnServer)
+        starter.start(1, ["true"])
+        (ending,) = await starter.ended(1)
+        assert isinstance(ending, Exit)
+        assert ending.memory_bytes < 20 * 1024 * 1024
+        loaded = libraries(server.pid)
+        assert "libssl" not in loaded
+        assert "_asyncio" not in loaded
+
+    with_starter(SpawnServer, test)
