@@ -138,7 +138,8 @@ class Sessions:
             case "status":
                 _reply(connection, message.request, [view.status_document(core, now)])
             case "jobs":
-                _reply(connection, message.request, (view.job_document(job, now) for job in core.jobs.values()))
+                jobs = (job for job in core.jobs.values() if message.user in ("", job.record.user))
+                _reply(connection, message.request, (view.job_document(job, now) for job in jobs))
             case "workers":
                 _reply(connection, message.request, view.worker_documents(core, now))
             case "definitions":

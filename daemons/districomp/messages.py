@@ -297,7 +297,7 @@ class Cancel(Message, tag=37):
 
 
 class Query(Message, tag=38):
-    """Ask for documents: status, jobs, job, tasks, task, explain, workers, definitions, definition (`name`)."""
+    """Ask for documents: status, jobs (of `user`, '' all), job, tasks, task, explain, workers, definitions, definition (`name`)."""
 
     request: int
     noun: str
@@ -305,6 +305,7 @@ class Query(Message, tag=38):
     index: int = 0
     state: str = ""
     name: str = ""
+    user: str = ""
 
 
 class Reply(Message, tag=39):

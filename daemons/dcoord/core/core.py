@@ -161,6 +161,8 @@ class Core:
                     assert key not in running, f"task {key} is leased twice: {running[key]}, {worker.id}"
                     running[key] = worker.id
         assert held == self.leased, f"{self.leased} leases counted, {held} held"
+        for requires in self.backlog.by_requires:
+            assert requires in self.fleet.roomy, f"nobody knows who meets {requires}"
         total = 0
         for job in self.active.values():
             job.check()
