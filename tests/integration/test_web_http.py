@@ -267,7 +267,7 @@ def test_an_answer_before_the_body_is_over_can_be_read(server: Server) -> None:
     size = 20_000_000
     with server.connect() as connection:
         connection.sendall(b"PUT /deaf HTTP/1.1\r\nHost: l\r\nContent-Length: %d\r\n\r\n" % size)
-        connection.sendall(bytes(3_000_000))
+        connection.sendall(bytes(size))  # a client that looks at the answer only after it has sent all
         answer = read_all(connection)
     assert answer.startswith(b"HTTP/1.1 422 ")
     assert b"connection: close" in answer

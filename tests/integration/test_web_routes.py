@@ -174,7 +174,7 @@ def test_a_closed_page_is_closed_on_the_plain_port_only(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        "/../etc/passwd", "/static/../app.py", "/static/%2e%2e/app.py", "/static/..%2fapp.py", "//", "/static//style.css",
+        "/../etc/passwd", "/static/../app.py", "/static/%2e%2e/app.py", "/static/..%2fapp.py", "//", "//stats.json", "/static//style.css",
         "/static/", "/static/app.py", "/%00", "/tasks", "/tasks/", "/api/v1", "/api/v2/jobs", "/api/v1/jobs/1/x", "/%C3%A9",
         "/;", "/static/style.css/x", "/stats.json/",
     ],
