@@ -44,11 +44,18 @@ class Param(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """None means unlimited. Seconds and bytes."""
+    """None means unlimited. Seconds and bytes. `running`: tasks at once in the whole cluster."""
 
     time_s: float | None = None
     data_bytes: int | None = None
     result_bytes: int | None = None
+    # Not enforced yet.
+    memory_bytes: int | None = None
+    cpus: int = 1
+    gpus: int = 0
+    processes: int | None = None
+    disk_bytes: int | None = None
+    running: int | None = None
 
 
 class Retries(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -72,6 +79,7 @@ class Definition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `digest` is the version: SHA-256 (hex) over everything else, the bundle's manifest included.
     `bundle` is the SHA-256 (hex) of the bundle's manifest blob, '' without one.
+    `argv` of the runner `python` is one text, `module:function`.
     """
 
     name: str
@@ -88,6 +96,11 @@ class Definition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rerun: Literal["lost", "never"] = "lost"
     isolation: list[str] = msgspec.field(default_factory=lambda: ["rlimit"])
     requires: Requires = Requires()
+    # Not enforced yet.
+    network: bool = True
+    inputs: list[str] = []
+    outputs: list[str] = []
+    priority: int = 0
 
 
 class BundleFile(msgspec.Struct, frozen=True, array_like=True):

@@ -1,97 +1,63 @@
 """A definition's YAML file to a `taskdef.Definition`, or every problem of it. Pure.
 
-Owns the keys that a file may have, their defaults and the rules between them; `docs/tasks.md` is their
-reference. Does not open the file nor the bundle's folder: the coordinator's catalog does, and hands the
+Owns the rules between the keys (`taskkeys`) and the sentence for each mistake. Does not open the file nor the bundle's folder: the coordinator's catalog does, and hands the
 manifest's digest to `Draft.finish`.
 """
 
 import re
 from collections.abc import Iterable
 from difflib import get_close_matches
+from keyword import iskeyword
 from pathlib import PurePosixPath
-from typing import Annotated, Any, ClassVar, Final, Literal
+from typing import Final, Literal
 
-import msgspec
 from msgspec.structs import replace
 
-from districomp.placeholders import Place, split_argument
+from districomp.placeholders import ARGUMENT_BYTES_MAX, Place, split_argument
 from districomp.taskdef import (
     INT_MAX,
     Definition,
     Limits,
     Param,
+    Requires,
     Retries,
     check_value,
     with_digest,
 )
-from districomp.units import parse_duration, parse_duration_or_unlimited, parse_size_or_unlimited
+from districomp.taskkeys import FILE_VERSION, FUNCTION_PATTERN, ISOLATIONS, LimitKeys, RequireKeys, TaskFile
 from districomp.yamlfile import Document, Problem, YamlError
 
-FILE_VERSION: Final = 1
-RETRIES_MAX: Final = 1000
-BACKOFF_S_MAX: Final = 86400.0
-ISOLATIONS: Final = ("none", "rlimit", "cgroup", "sandbox")
 ISOLATIONS_NOW: Final = ("none", "rlimit")
+BACKOFF_S_MAX: Final = 86400.0
+NAMES_MAX: Final = 100
+"""Entries of `inputs`, of `outputs`, and of each list of `requires`."""
+Runner = Literal["command", "stream", "python"]
+RUNNERS: Final = ("command", "stream", "python")
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _PARAM_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _PLACE: Final = re.compile(r"(?<!\{)\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _ENV_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_FUNCTION: Final = re.compile(FUNCTION_PATTERN)
+_LABEL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_PROGRAM: Final = re.compile(r"[A-Za-z0-9_+][A-Za-z0-9_+.-]{0,99}")
+_ARCH: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
+_ARCH_SAID: Final = {"amd64": "x86_64", "x64": "x86_64", "x86-64": "x86_64", "arm64": "aarch64", "i386": "i686"}
+"""Other names of processors, and what `uname -m` prints on Linux."""
 
-_DURATION: Final = "a duration such as 10min, or unlimited"
-_SIZE: Final = "a size such as 64MiB, or unlimited"
-_OptionalSeconds = Annotated[
-    float | None, msgspec.Meta(extra={"parse": parse_duration_or_unlimited, "what": _DURATION})
-]
-_OptionalBytes = Annotated[int | None, msgspec.Meta(extra={"parse": parse_size_or_unlimited, "what": _SIZE})]
-_Seconds = Annotated[float, msgspec.Meta(extra={"parse": parse_duration, "what": "a duration such as 2s"})]
-
-
-class ParamKeys(msgspec.Struct):
-    """`params.NAME`: the keys of `taskdef.Param`."""
-
-    type: Literal["str", "int", "float", "bool", "path", "list"]
-    min: float | None = None
-    max: float | None = None
-    default: Any = None
-    expand: bool = False
-
-
-class LimitKeys(msgspec.Struct):
-    """`limits`."""
-
-    LATER: ClassVar[frozenset[str]] = frozenset(("memory", "cpus", "gpus", "processes", "disk", "running"))
-
-    time: _OptionalSeconds = None
-    data: _OptionalBytes = None
-    result: _OptionalBytes = None
-
-
-class RetryKeys(msgspec.Struct):
-    """`retries`."""
-
-    max: Annotated[int, msgspec.Meta(ge=0, le=RETRIES_MAX)] = 3
-    backoff: _Seconds = 1.0
-    never_on: list[Annotated[int, msgspec.Meta(ge=1, le=255)]] = []
-
-
-class TaskFile(msgspec.Struct):
-    """A definition's file as it is written. Everything has a default, so that one fault does not hide the next."""
-
-    LATER: ClassVar[frozenset[str]] = frozenset(("python", "inputs", "outputs", "requires", "priority", "network"))
-
-    version: int = 0
-    description: Annotated[str, msgspec.Meta(max_length=1000)] = ""
-    command: list[str] = []
-    stream: list[str] = []
-    format: Literal["lines", "json"] = "lines"
-    bundle: str = ""
-    params: dict[str, ParamKeys] = {}
-    env: dict[str, str] = {}
-    limits: LimitKeys = msgspec.field(default_factory=LimitKeys)
-    retries: RetryKeys = msgspec.field(default_factory=RetryKeys)
-    rerun: Literal["lost", "never"] = "lost"
-    isolation: str | list[str] = "rlimit"
+_NOT_ENFORCED: Final = {
+    ("limits", "memory"): "a task may use more",
+    ("limits", "cpus"): "a task takes one slot",
+    ("limits", "gpus"): "workers do not count them",
+    ("limits", "processes"): "a task may start more",
+    ("limits", "disk"): "a task may write more",
+    ("limits", "running"): "more may run at once",
+    ("network",): "it comes with the isolation sandbox",
+    ("inputs",): "no files can be submitted with a job",
+    ("outputs",): "standard output alone comes back",
+    ("priority",): "jobs are not ordered by it",
+}
+"""Keys that are checked and kept, but not acted on by this version, and what happens instead."""
 
 
 class Draft:
@@ -114,6 +80,11 @@ class Draft:
     def problems(self) -> list[Problem]:
         """What is wrong so far, in the order of the file."""
         return self._document.problems
+
+    @property
+    def warnings(self) -> list[Problem]:
+        """What is right but will not do what it says in this version, in the order of the file."""
+        return self._document.warnings
 
     def bundle_problem(self, text: str) -> None:
         """The catalog found a fault in the bundle's folder."""
@@ -141,17 +112,27 @@ def _definition(document: Document, name: str, spec: TaskFile) -> Definition:
         said = f"is {spec.version}, but this districomp reads 1" if spec.version else "is missing; write version: 1"
         document.problem(("version",), said)
     runner, argv = _runner(document, spec)
-    params = _params(document, spec)
-    _check_arguments(document, runner, argv, params)
-    if document.has(("format",)) and runner == "command":
-        document.problem(("format",), "is for stream; a command reads its standard input as it is")
-    if runner == "command" or spec.format != "json":
+    params = _params(document, spec, runner)
+    if runner == "python":
+        _check_function(document, spec)
+    else:
+        _check_arguments(document, runner, argv, params)
+    if document.has(("format",)) and runner != "stream":
+        reads = "a command reads its standard input as it is" if runner == "command" else "a function is given its data"
+        document.problem(("format",), f"is for stream; {reads}")
+    if runner == "command" or (runner == "stream" and spec.format != "json"):
         _check_params_used(document, argv, params)
     _check_env(document, spec.env)
-    if spec.limits.time == 0:
-        document.problem(("limits", "time"), "no task could run in no time; write unlimited for no limit")
+    _check_files(document, "inputs", spec.inputs)
+    _check_files(document, "outputs", spec.outputs)
     if spec.retries.backoff > BACKOFF_S_MAX:
         document.problem(("retries", "backoff"), "is over a day")
+    isolation = _isolation(document, spec.isolation)
+    if not spec.network and "sandbox" not in isolation:
+        document.problem(
+            ("network",), "false needs a sandbox, nothing else can hold a task back; add isolation: sandbox"
+        )
+    _warn(document, spec)
     return Definition(
         name=name,
         digest="",
@@ -161,30 +142,53 @@ def _definition(document: Document, name: str, spec: TaskFile) -> Definition:
         format=spec.format,
         params=params,
         env=spec.env,
-        limits=Limits(spec.limits.time, spec.limits.data, spec.limits.result),
+        limits=_limits(document, spec.limits),
         retries=Retries(spec.retries.max, spec.retries.backoff, spec.retries.never_on),
         rerun=spec.rerun,
-        isolation=_isolation(document, spec.isolation),
+        isolation=isolation,
+        requires=_requires(document, spec.requires),
+        network=spec.network,
+        inputs=spec.inputs,
+        outputs=spec.outputs,
+        priority=spec.priority,
     )
 
 
-def _runner(document: Document, spec: TaskFile) -> tuple[Literal["command", "stream"], list[str]]:
-    if spec.command and spec.stream:
-        document.problem(("stream",), "there is a command too; a definition has exactly one of command and stream")
-    elif not spec.command and not spec.stream and not _is_misspelt(document):
-        empty = next((key for key in ("command", "stream") if document.has((key,))), None)
-        text = "the program is missing; write for example command: [sha256sum]"
-        document.problem((empty,) if empty else (), text)
-    runner: Literal["command", "stream"] = "stream" if spec.stream and not spec.command else "command"
-    return runner, spec.stream if runner == "stream" else spec.command
+def _runner(document: Document, spec: TaskFile) -> tuple[Runner, list[str]]:
+    argvs: dict[Runner, list[str]] = {
+        "command": spec.command,
+        "stream": spec.stream,
+        "python": [spec.python] if spec.python else [],
+    }
+    given = [runner for runner, argv in argvs.items() if argv]
+    for surplus in given[1:]:
+        text = f"there is {given[0]} too; a definition has exactly one of command, stream and python"
+        document.problem((surplus,), text)
+    if not given:
+        if not _is_misspelt(document):
+            empty = next((key for key in RUNNERS if document.has((key,))), None)
+            text = "the program is missing; write for example command: [sha256sum]"
+            document.problem((empty,) if empty else (), text)
+        return "command", []
+    return given[0], argvs[given[0]]
 
 
 def _is_misspelt(document: Document) -> bool:
     """Whether a runner is there under a wrong name, which is reported already."""
-    return any(get_close_matches(problem.key, ("command", "stream", "python"), 1) for problem in document.problems)
+    return any(get_close_matches(problem.key, RUNNERS, 1) for problem in document.problems)
 
 
-def _params(document: Document, spec: TaskFile) -> dict[str, Param]:
+def _check_function(document: Document, spec: TaskFile) -> None:
+    if not _FUNCTION.fullmatch(spec.python):
+        text = f"{spec.python[:80]!r} is not a function; write module:function, for example estimate:run"
+        document.problem(("python",), text)
+    elif not spec.bundle and not document.has(("bundle",)):
+        module = spec.python.partition(":")[0].partition(".")[0]
+        text = f"needs a bundle, the folder that {module}.py is in; write for example bundle: {module}/"
+        document.problem(("python",), text)
+
+
+def _params(document: Document, spec: TaskFile, runner: Runner) -> dict[str, Param]:
     params = {}
     for name, keys in spec.params.items():
         place = ("params", name)
@@ -193,6 +197,9 @@ def _params(document: Document, spec: TaskFile) -> dict[str, Param]:
             document.problem(place, "a param's name is letters, digits and '_', not beginning with a digit")
         elif name in ("item", "index"):
             document.problem(place, f"{{{name}}} is the task's own {name}; choose another name")
+        elif runner == "python" and (name == "data" or iskeyword(name)):
+            why = "is what a function's data is called" if name == "data" else "is a word of Python's own"
+            document.problem(place, f"{name} {why}; choose another name")
         bounded = keys.type in ("int", "float", "list")
         for key, bound in (("min", keys.min), ("max", keys.max)):
             if bound is not None and not bounded:
@@ -218,6 +225,10 @@ def _check_arguments(document: Document, runner: str, argv: list[str], params: d
         if "\0" in argument or (position == 0 and not argument):
             document.problem(place, "is empty; the first is the program" if not argument else "has a NUL character")
             continue
+        if len(argument.encode(errors="replace")) > ARGUMENT_BYTES_MAX:
+            text = f"has over {ARGUMENT_BYTES_MAX:,} bytes, which no program can be given; put it into a file of the bundle"
+            document.problem(place, text)
+            continue
         try:
             parts = split_argument(argument)
         except ValueError as error:
@@ -230,9 +241,8 @@ def _check_arguments(document: Document, runner: str, argv: list[str], params: d
                     document.problem(place, fault)
     for name, param in params.items():
         if param.expand and runner == "stream":
-            document.problem(
-                ("params", name, "expand"), "is for command; a stream's arguments are not made for each task"
-            )
+            text = "is for command; a stream's arguments are not made for each task"
+            document.problem(("params", name, "expand"), text)
 
 
 def _place_fault(document: Document, place: Place, runner: str, params: dict[str, Param], alone: bool) -> str:
@@ -275,21 +285,85 @@ def _check_env(document: Document, env: dict[str, str]) -> None:
             document.problem(("env", name), "has a NUL character")
 
 
+def _check_files(document: Document, key: str, names: list[str]) -> None:
+    if len(names) > NAMES_MAX:
+        document.problem(
+            (key,), f"has {len(names):,} entries, {NAMES_MAX} are allowed; put many files into one archive"
+        )
+        return
+    for position, name in enumerate(names):
+        path = PurePosixPath(name)
+        if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in name:
+            text = "must be a file of the task's own folder: a relative path without '..'"
+            document.problem((key, position), text)
+        elif name in names[:position]:
+            document.problem((key, position), f"{name!r} is here twice")
+
+
+def _limits(document: Document, keys: LimitKeys) -> Limits:
+    if keys.time == 0:
+        document.problem(("limits", "time"), "no task could run in no time; write unlimited for no limit")
+    for key, value in (("memory", keys.memory), ("disk", keys.disk)):
+        if value == 0:
+            document.problem(("limits", key), f"no task could run with no {key}; write unlimited for no limit")
+    return Limits(
+        time_s=keys.time,
+        data_bytes=keys.data,
+        result_bytes=keys.result,
+        memory_bytes=keys.memory,
+        cpus=keys.cpus,
+        gpus=keys.gpus,
+        processes=keys.processes,
+        disk_bytes=keys.disk,
+        running=keys.running,
+    )
+
+
+def _requires(document: Document, keys: RequireKeys) -> Requires:
+    for key, names, form, what in (
+        ("arch", keys.arch, _ARCH, "a processor's name as `uname -m` prints it, for example x86_64 or aarch64"),
+        ("programs", keys.programs, _PROGRAM, "a program's name without a folder, for example povray"),
+        ("labels", keys.labels, _LABEL, "a label: letters, digits, '.', '_' and '-', at most 63"),
+    ):
+        if len(names) > NAMES_MAX:
+            document.problem(("requires", key), f"has {len(names):,} entries, {NAMES_MAX} are allowed")
+        for position, name in enumerate(names[:NAMES_MAX]):
+            place = ("requires", key, position)
+            if key == "arch" and name.lower() in _ARCH_SAID:
+                said = _ARCH_SAID[name.lower()]
+                document.problem(place, f"{name!r} is not what Linux calls it; did you mean {said} (see uname -m)?")
+            elif not form.fullmatch(name):
+                document.problem(place, f"{name[:80]!r} is not {what}")
+    # Sorted, because their order means nothing and a version should not depend on it.
+    return Requires(*(tuple(sorted(set(names))) for names in (keys.arch, keys.programs, keys.labels)))
+
+
 def _isolation(document: Document, isolation: str | list[str]) -> list[str]:
     levels = [isolation] if isinstance(isolation, str) else isolation
     if not levels:
-        document.problem(("isolation",), f"is empty; write one of {', '.join(ISOLATIONS_NOW)}")
+        document.problem(("isolation",), f"is empty; write one of {', '.join(ISOLATIONS)}")
     for position, level in enumerate(levels):
         place = ("isolation",) if isinstance(isolation, str) else ("isolation", position)
-        if level in ISOLATIONS and level not in ISOLATIONS_NOW:
-            document.problem(
-                place, f"{level} is not supported yet; write one of {', '.join(ISOLATIONS_NOW)} until then"
-            )
-        elif level not in ISOLATIONS:
-            document.problem(place, f"unknown level {level!r}{_did_you_mean(level, ISOLATIONS_NOW)}")
+        if level not in ISOLATIONS:
+            document.problem(place, f"unknown level {level!r}{_did_you_mean(level, ISOLATIONS)}")
+        elif level not in ISOLATIONS_NOW:
+            text = f"is not enforced yet: no worker has {level}, so each task of this definition fails, not started"
+            document.warn(place, text)
     if "none" in levels and len(levels) > 1:
         document.problem(("isolation",), "none stands alone")
     return list(dict.fromkeys(levels))
+
+
+def _warn(document: Document, spec: TaskFile) -> None:
+    """Warn of each key that says something else than what happens anyway."""
+    default = TaskFile()
+    for key, instead in _NOT_ENFORCED.items():
+        said: object = spec
+        usual: object = default
+        for name in key:
+            said, usual = getattr(said, name), getattr(usual, name)
+        if said != usual:
+            document.warn(key, f"is not enforced yet: {instead}")
 
 
 def _bundle_folder(document: Document, bundle: str) -> str:

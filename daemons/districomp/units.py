@@ -1,6 +1,6 @@
-"""Durations and sizes as people write them: `1h30m`, `500ms`, `512MiB`, `2GB`. Pure.
+"""Durations, sizes and counts as people write them: `1h30m`, `500ms`, `512MiB`, `2GB`, `unlimited`. Pure.
 
-Owns the spelling only; what a duration or a size is for is not known here. A number without a unit
+Owns the spelling only; what a quantity is for is not known here. A number without a unit
 is refused, because nobody agrees on which one was meant.
 """
 
@@ -35,7 +35,13 @@ _SIZE_UNITS: Final = {
 }
 _PART: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]*) ?")
 _SIZE: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]*)")
-_UNLIMITED: Final = "unlimited"
+_COUNT: Final = re.compile(r"[0-9]{1,18}")
+COUNT_MAX: Final = 1_000_000
+UNLIMITED: Final = "unlimited"
+
+# The same spellings as a JSON Schema can say them, a little more generous.
+DURATION_PATTERN: Final = rf"^([0-9]+(\.[0-9]+)? ?({'|'.join(_DURATION_UNITS)}) ?)+$"
+SIZE_PATTERN: Final = rf"^[0-9]+(\.[0-9]+)? ?({'|'.join(_SIZE_UNITS)})$"
 
 
 def parse_duration(text: str) -> float:
@@ -83,12 +89,22 @@ def parse_size(text: str) -> int:
 
 def parse_duration_or_unlimited(text: str) -> float | None:
     """As `parse_duration`; `unlimited` is None."""
-    return None if text == _UNLIMITED else parse_duration(text)
+    return None if text == UNLIMITED else parse_duration(text)
 
 
 def parse_size_or_unlimited(text: str) -> int | None:
     """As `parse_size`; `unlimited` is None."""
-    return None if text == _UNLIMITED else parse_size(text)
+    return None if text == UNLIMITED else parse_size(text)
+
+
+def parse_count_or_unlimited(text: str) -> int | None:
+    """A whole number of at least 1; `unlimited` is None. ValueError says what is wrong with the text."""
+    if text == UNLIMITED:
+        return None
+    _check_length(text)
+    if not _COUNT.fullmatch(text) or not 1 <= int(text) <= COUNT_MAX:
+        raise ValueError(f"{text!r} is not a whole number from 1 to {COUNT_MAX:,}; write one, or unlimited")
+    return int(text)
 
 
 def _check_length(text: str) -> None:

@@ -5,13 +5,13 @@ to others), without what makes YAML dangerous or surprising: no anchors, aliases
 keys or second documents; 1 MiB, 32 levels. `yamltree` reads the text, this module gives it a type:
 
 - the keys of a Struct are those of its fields (`msgspec.field(name=...)` renames), nothing else;
-- `Annotated[T, Meta(extra={"parse": f, "what": "a size"})]` reads a scalar's text by `f` (ValueError: a problem);
-- a Struct's `LATER: ClassVar[frozenset[str]]` names keys that a later version will know.
+- `Annotated[T, Meta(extra={"parse": f, "what": "a size"})]` reads a scalar's text by `f` (ValueError: a problem).
 
 Owns the walk and its messages; knows nothing of what the Structs mean, and opens no file.
 """
 
 import math
+import re
 from collections.abc import Callable, Hashable, Iterable
 from difflib import get_close_matches
 from functools import lru_cache
@@ -37,6 +37,7 @@ T = TypeVar("T")
 Key = tuple[str | int, ...]
 
 _FAILED: Final = object()
+_WORD: Final = re.compile(r"[A-Za-z_./+-][A-Za-z0-9_./+=-]{0,40}")
 
 
 def load(data: bytes, file: str, cls: type[T]) -> T:
@@ -57,6 +58,7 @@ class Document:
     def __init__(self, data: bytes, file: str) -> None:
         self.file = file
         self._problems: list[Problem] = []
+        self._warnings: list[Problem] = []
         self._faulty: set[Key] = set()
         self._root: Node | None = None
         self._lines: list[str] = []
@@ -68,7 +70,12 @@ class Document:
     @property
     def problems(self) -> list[Problem]:
         """All problems found so far, in the order of the file."""
-        return sorted(self._problems, key=lambda problem: (problem.line, problem.column))
+        return sorted(self._problems, key=_place)
+
+    @property
+    def warnings(self) -> list[Problem]:
+        """All warnings given so far, in the order of the file; they are no problems."""
+        return sorted(self._warnings, key=_place)
 
     def convert(self, cls: type[T]) -> T | None:
         """The document as a `cls`. None if the text is no YAML or a required key has no usable value.
@@ -97,6 +104,11 @@ class Document:
             return
         self._add(self._find(key), key, text)
 
+    def warn(self, key: Key, text: str) -> None:
+        """Say of a key that is right what its author may not expect."""
+        if self._root is not None and len(self._warnings) < PROBLEMS_MAX:
+            self._warnings.append(self._at(self._find(key), key, f"warning: {text}"))
+
     def _find(self, key: Key) -> Node:
         assert self._root is not None
         node = self._root
@@ -112,8 +124,11 @@ class Document:
     def _add(self, node: Node, key: Key, text: str) -> None:
         self._faulty.add(key)
         if len(self._problems) < PROBLEMS_MAX:
-            source = self._lines[node.line] if node.line < len(self._lines) else ""
-            self._problems.append(Problem(self.file, node.line + 1, node.column + 1, _key_text(key), text, source))
+            self._problems.append(self._at(node, key, text))
+
+    def _at(self, node: Node, key: Key, text: str) -> Problem:
+        source = self._lines[node.line] if node.line < len(self._lines) else ""
+        return Problem(self.file, node.line + 1, node.column + 1, _key_text(key), text, source)
 
     # ---- the walk: a node and a type to a value, or _FAILED with the problem added ----
 
@@ -132,9 +147,10 @@ class Document:
             return self._dict(node, kind, key)
         if isinstance(kind, inspect.ListType) and node.kind == "list":
             return self._list(node, kind, key)
-        if node.kind == "scalar":
+        if node.kind == "scalar" and not isinstance(kind, inspect.ListType):
             return self._scalar(node, kind, key)
-        self._add(node, key, f"must be {describe(kind)}, not {show(node)}")
+        hint = _list_hint(node.text) if isinstance(kind, inspect.ListType) else ""
+        self._add(node, key, f"must be {describe(kind)}, not {show(node)}{hint}")
         return _FAILED
 
     def _struct(self, node: Node, kind: inspect.StructType, key: Key) -> Any:
@@ -143,8 +159,7 @@ class Document:
         for name, (name_node, value_node) in node.children.items():
             field = fields.get(name)
             if field is None:
-                later = getattr(kind.cls, "LATER", ())
-                self._add(name_node, (*key, name), _unknown_key(name, fields, later))
+                self._add(name_node, (*key, name), _unknown_key(name, fields))
                 continue
             value = self._convert(value_node, field.type, (*key, name))
             if value is not _FAILED:
@@ -217,6 +232,10 @@ class Document:
         return checked
 
 
+def _place(problem: Problem) -> tuple[int, int]:
+    return problem.line, problem.column
+
+
 @lru_cache(maxsize=256)
 def _type_info(cls: Hashable) -> inspect.Type:
     return inspect.type_info(cls)
@@ -239,11 +258,15 @@ def _did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
-def _unknown_key(name: str, known: Iterable[str], later: Iterable[str]) -> str:
-    if name in later:
-        return "this key is not supported yet; it comes with a later version, leave it out until then"
-    hint = _did_you_mean(name, [*known, *later])
+def _unknown_key(name: str, known: Iterable[str]) -> str:
+    hint = _did_you_mean(name, known)
     return f"unknown key{hint}" if hint else f"unknown key; the keys here are {', '.join(known)}"
+
+
+def _list_hint(text: str) -> str:
+    """How the words of a text are written as a list, if they can be without quotes."""
+    words = text.split()
+    return f"; write [{', '.join(words)}]" if 0 < len(words) <= 8 and all(map(_WORD.fullmatch, words)) else ""
 
 
 def _member_for(node: Node, union: inspect.UnionType) -> inspect.Type:

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from msgspec.structs import fields
 
-from districomp.taskfile import Draft, LimitKeys, ParamKeys, RetryKeys, TaskFile, parse_definition
+from districomp import taskfile
+from districomp.taskfile import ISOLATIONS_NOW, Draft, parse_definition
+from districomp.taskkeys import ISOLATIONS, LimitKeys, ParamKeys, RequireKeys, RetryKeys, TaskFile
 from districomp.yamlfile import YamlError
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "tasks.md").read_text()
@@ -23,17 +25,24 @@ def test_each_key_has_its_heading_and_an_example() -> None:
     for field in fields(TaskFile):
         assert f"\n### {field.encode_name}\n" in TEXT
         assert any(re.search(rf"(?m)^{field.encode_name}:", example) for example in EXAMPLES), field.name
-    inner = [field.encode_name for cls in (LimitKeys, RetryKeys, ParamKeys) for field in fields(cls)]
+    inner = [field.encode_name for cls in (LimitKeys, RetryKeys, ParamKeys, RequireKeys) for field in fields(cls)]
     assert [name for name in inner if not any(f"{name}:" in example for example in EXAMPLES)] == []
 
 
-def test_each_key_to_come_is_named() -> None:
-    to_come = TEXT.partition("### Keys to come")[2].partition("##")[0]
-    named = set(re.findall(r"`([a-z.]+)`", to_come))
-    assert named >= TaskFile.LATER
-    assert {name.removeprefix("limits.") for name in LimitKeys.LATER} <= {
-        name.removeprefix("limits.") for name in named
-    }
+def test_what_is_not_enforced_is_exactly_what_the_check_warns_of() -> None:
+    section = TEXT.partition("### What is enforced\n")[2].partition("\n## ")[0]
+    kept = section.partition("These are kept")[2].partition("are never replaced")[0]
+    warned = {".".join(key) for key in taskfile._NOT_ENFORCED}
+    levels = set(ISOLATIONS) - set(ISOLATIONS_NOW)
+    assert set(re.findall(r"`([a-z.]+)`", kept)) == warned | levels
+
+
+def test_the_warning_it_shows_is_the_real_one() -> None:
+    shown = re.search(r"```\n(frames\.yaml:.*?)```", TEXT, re.DOTALL)
+    assert shown
+    text = "version: 1\ndescription: x\ncommand: [a]\nlimits:\n  memory: 512MiB\n"
+    (warning,) = Draft(text.encode(), "frames.yaml", "frames").warnings
+    assert warning.render().strip() == shown.group(1).strip()
 
 
 def test_the_errors_it_shows_are_the_real_ones() -> None:

@@ -1,10 +1,15 @@
-"""Durations and sizes as people write them."""
+"""Durations, sizes and counts as people write them."""
+
+import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from districomp.units import (
+    DURATION_PATTERN,
+    SIZE_PATTERN,
+    parse_count_or_unlimited,
     parse_duration,
     parse_duration_or_unlimited,
     parse_size,
@@ -114,3 +119,24 @@ def test_any_text_is_a_quantity_or_a_value_error(text: str) -> None:
 @given(st.integers(0, 10**6), st.sampled_from(["B", "kB", "MiB", "GB"]))
 def test_a_size_is_its_number_times_its_unit(number: int, unit: str) -> None:
     assert parse_size(f"{number}{unit}") == number * {"B": 1, "kB": 1000, "MiB": 2**20, "GB": 10**9}[unit]
+
+
+@pytest.mark.parametrize(("text", "count"), [("1", 1), ("64", 64), ("1000000", 1_000_000), ("unlimited", None)])
+def test_counts(text: str, count: int | None) -> None:
+    assert parse_count_or_unlimited(text) == count
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "1.5", "1000001", "9" * 30, "many", "", "0x10", "٣"])
+def test_what_is_no_count(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a whole number from 1 to 1,000,000; write one, or unlimited"):
+        parse_count_or_unlimited(text)
+
+
+@given(st.from_regex(r"([0-9]{1,3}(\.[0-9])? ?(ms|s|m|min|h|d|KiB|GB|B|x|) ?){1,3}", fullmatch=True))
+def test_the_patterns_for_editors_take_whatever_is_read(text: str) -> None:
+    for parse, pattern in ((parse_duration, DURATION_PATTERN), (parse_size, SIZE_PATTERN)):
+        try:
+            parse(text)
+        except ValueError:
+            continue
+        assert re.search(pattern, text) or text == "0"
