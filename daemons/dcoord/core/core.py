@@ -219,10 +219,10 @@ class Core:
             del self._finished[next(iter(self._finished))]
 
     def tasks_per_s(self, now: float) -> float:
-        """Ended attempts a second over the last whole seconds."""
-        oldest = int(now) - RATE_WINDOW_S
-        recent = sum(count for second, count in self._finished.items() if oldest <= second < int(now))
-        return recent / min(RATE_WINDOW_S, max(1.0, now - self.begun))
+        """Ended attempts a second over the last RATE_WINDOW_S, the second under way included."""
+        begun = max(self.begun, now - RATE_WINDOW_S)
+        recent = sum(count for second, count in self._finished.items() if second >= int(begun))
+        return recent / max(1.0, now - int(begun)) if recent else 0.0
 
     def note_result_size(self, mean_bytes: float) -> None:
         """Remember the largest mean result, for the space kept free per lease."""
