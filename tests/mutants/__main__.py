@@ -93,7 +93,19 @@ def run_tests(tree: Path, tests: list[str]) -> int:
         # Two versions of a file within one second and of one size would share a cached compilation.
         "PYTHONDONTWRITEBYTECODE": "1",
     }
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *tests]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-x",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+        f"--basetemp={tree.parent}/t",
+        *tests,
+    ]
     try:
         ended = subprocess.run(
             command, cwd=tree, env=environment, check=False, capture_output=True, text=True, timeout=LIMIT_S
@@ -122,7 +134,7 @@ def main(names: list[str]) -> int:
     if not mutants:
         print(f"no mutant in {FOLDER} is named {' '.join(names)}")
         return 2
-    with tempfile.TemporaryDirectory(prefix="districomp-mutants-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="dm-") as scratch:
         tree = Path(scratch) / "tree"
         shutil.copytree(ROOT, tree, ignore=NOT_COPIED, symlinks=True)
         tests = list(dict.fromkeys(test for mutant in mutants for test in mutant.tests))
