@@ -82,12 +82,13 @@ def rows(message: Reports) -> list[Row]:
 
 
 class DataPort:
-    """A data port: blobs by digest, tasks' data by path, uploads kept. Counts requests, refuses the first `failures`."""
+    """A data port: blobs by digest, tasks' data by path, uploads kept. Notes requests, refuses `failures`, falsifies `lies`."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
         self.requests: list[tuple[str, str]] = []
         self.failures = 0
+        self.lies = 0
         owner = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -113,6 +114,9 @@ class DataPort:
             def do_GET(self) -> None:
                 if not self.is_refused():
                     body = owner.files.get(self.path)
+                    if body and owner.lies > 0:
+                        owner.lies -= 1
+                        body = bytes(len(body))
                     self.answer(404 if body is None else 200, body or b"")
 
             def do_PUT(self) -> None:
@@ -279,9 +283,15 @@ class Lab:
         return worker
 
     async def start(
-        self, *arguments: str, coordinator: bool = True, state: str = "state", config: str = "", slots: int = 2
+        self,
+        *arguments: str,
+        coordinator: bool = True,
+        state: str = "state",
+        config: str = "",
+        slots: int = 2,
+        files: int = 900,
     ) -> "Worker":
-        """Start a worker process."""
+        """Start a worker process, which may open so many files unless it asks for more."""
         folder = self.folder
         (folder / "config").mkdir(exist_ok=True)
         (folder / "config" / "dworker.yaml").write_text(config)
@@ -296,6 +306,7 @@ class Lab:
         log = folder / f"worker{len(self.processes)}.log"
         with log.open("wb") as stderr:
             process = await asyncio.create_subprocess_exec(
+                *("sh", "-c", f'ulimit -Sn {files}; exec "$@"', "sh"),
                 *(sys.executable, "-m", "dworker", "-v", "--slots", str(slots), *given, *arguments),
                 env=env,
                 cwd=folder,
