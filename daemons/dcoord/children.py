@@ -7,6 +7,7 @@ what a child does.
 import asyncio
 import contextlib
 import logging
+import os
 from collections.abc import Sequence
 from typing import Final
 
@@ -18,6 +19,8 @@ STEADY_S: Final = 10.0
 """A child that lived so long begins with the first backoff again."""
 END_S: Final = 5.0
 EX_CONFIG: Final = 78
+_OURS_ALONE: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
+"""What systemd says to the daemon itself: a child must neither report itself ready nor alive in its place."""
 
 
 class Child:
@@ -78,6 +81,7 @@ class Child:
                 *self._argv,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.DEVNULL,
+                env={key: value for key, value in os.environ.items() if key not in _OURS_ALONE},
                 # A Ctrl-C at the terminal is for us to handle; they end when we close their pipe.
                 start_new_session=True,
             )

@@ -38,6 +38,9 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+SWEEP_S: Final = 3600.0
+UNFINISHED_S: Final = 86400.0
+"""What a killed upload left behind is removed after so long; no upload takes a day."""
 HOUSEKEEPING_S: Final = 1.0
 """How often definitions and free space are looked at; a dropped file is live within two of these."""
 WEB_START_S: Final = 10.0
@@ -268,7 +271,7 @@ class Daemon:
 
     async def _keep_house(self) -> None:
         interval_s = systemd.watchdog_interval_s()
-        watchdog_due = 0.0
+        watchdog_due = sweep_due = 0.0
         while True:
             await asyncio.sleep(HOUSEKEEPING_S if interval_s is None else min(HOUSEKEEPING_S, interval_s))
             if interval_s is not None and clock.now() >= watchdog_due:
@@ -279,9 +282,12 @@ class Daemon:
                 if free_bytes != self._core.free_bytes:
                     self._inbox.put(SpaceLeft(free_bytes))
             await self._scan_definitions()
+            if clock.now() >= sweep_due:
+                sweep_due = clock.now() + SWEEP_S
+                await self._in_catalog_thread(lambda: self._blobs.sweep_unfinished(UNFINISHED_S))
 
     async def _scan_definitions(self) -> None:
-        scan = await asyncio.get_running_loop().run_in_executor(self._catalog_thread, self._catalog.scan)
+        scan = await self._in_catalog_thread(self._catalog.scan)
         if scan is self._scan:
             return
         self._scan = scan
@@ -327,6 +333,9 @@ class Daemon:
 
     async def _in_journal_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._journal_thread, work)
+
+    async def _in_catalog_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._catalog_thread, work)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run something beside the loop; if it ends by a bug, so does the daemon, and systemd starts it again."""
