@@ -14,7 +14,8 @@ from typing import Final
 import msgspec
 
 from dcoord.blobs import BlobStore
-from dcoord.bundles import BundleError, BundleReader, Signature, is_settled, signature_of
+from dcoord.bundles import BundleReader
+from districomp.bundle import BundleError, Signature, is_settled, signature_of
 from districomp.config import Layer
 from districomp.documents import DefinitionDocument
 from districomp.taskdef import Definition
@@ -165,6 +166,8 @@ class Catalog:
         state = self._bundle(parent, folder, draft.bundle) if draft.bundle else ""
         if state.startswith("!"):
             draft.bundle_problem(state[1:])
+        else:
+            draft.check_programs(self._bundles.files(folder, draft.bundle) if draft.bundle else [])
         definition: Definition | None = None
         problems: list[Problem] = []
         try:

@@ -5,7 +5,7 @@ manifest's digest to `Draft.finish`.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from keyword import iskeyword
 from pathlib import PurePosixPath
@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from districomp.placeholders import ARGUMENT_BYTES_MAX, Place, split_argument
 from districomp.taskdef import (
     INT_MAX,
+    BundleFile,
     Definition,
     Limits,
     Param,
@@ -45,6 +46,9 @@ _ARCH: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 _ARCH_SAID: Final = {"amd64": "x86_64", "x64": "x86_64", "x86-64": "x86_64", "arm64": "aarch64", "i386": "i686"}
 """Other names of processors, and what `uname -m` prints on Linux."""
 
+_INTERPRETERS: Final = frozenset(("python3", "python", "sh", "bash", "perl", "ruby", "node"))
+_SCRIPT: Final = re.compile(r"(?:\./)?[A-Za-z0-9_][A-Za-z0-9_./-]*\.(?:py|sh|bash|pl|rb|js|mjs)")
+
 _NOT_ENFORCED: Final = {
     ("limits", "memory"): "a task may use more",
     ("limits", "cpus"): "a task takes one slot",
@@ -73,8 +77,8 @@ class Draft:
             self._document.problem((), f"the file's name, {name!r}, must be letters, digits, '_' and '-', at most 64")
         spec = self._document.convert(TaskFile)
         if spec is not None:
-            self._definition = _definition(self._document, name, spec)
             self.bundle = _bundle_folder(self._document, spec.bundle)
+            self._definition = _definition(self._document, name, spec)
 
     @property
     def problems(self) -> list[Problem]:
@@ -89,6 +93,12 @@ class Draft:
     def bundle_problem(self, text: str) -> None:
         """The catalog found a fault in the bundle's folder."""
         self._document.problem(("bundle",), text)
+
+    def check_programs(self, files: Sequence[BundleFile]) -> None:
+        """Look for what the definition runs among the bundle's files, as its tasks will; none without a bundle."""
+        if self._definition is not None:
+            # The folder's name stands in for the manifest, which is not known yet.
+            _check_programs(self._document, replace(self._definition, bundle=self.bundle), files)
 
     def finish(self, bundle_digest: str = "") -> Definition:
         """The definition with its version; `bundle_digest` is the SHA-256 (hex) of the manifest. YamlError."""
@@ -186,6 +196,52 @@ def _check_function(document: Document, spec: TaskFile) -> None:
         module = spec.python.partition(":")[0].partition(".")[0]
         text = f"needs a bundle, the folder that {module}.py is in; write for example bundle: {module}/"
         document.problem(("python",), text)
+
+
+def _check_programs(document: Document, definition: Definition, files: Sequence[BundleFile]) -> None:
+    modes = {file.path: file.mode for file in files}
+    if definition.runner == "python":
+        text = _module_fault(definition, modes)
+        if text:
+            document.problem(("python",), text)
+        return
+    if not definition.argv:
+        return
+    program = definition.argv[0]
+    if "/" in program and not program.startswith("/") and "{" not in program and not _is_given(definition, program):
+        path = PurePosixPath(program).as_posix()
+        where = f"the bundle {definition.bundle}" if definition.bundle else "a bundle, and there is none"
+        if path not in modes:
+            text = f"{program!r} would be looked for in the task's own folder, which holds {where}"
+            near = get_close_matches(path, modes, 1)
+            hint = f"; did you mean ./{near[0]}?" if near else "; a program that is built there must be built first"
+            document.problem((definition.runner, 0), text + (hint if definition.bundle else ""))
+        elif not modes[path] & 0o100:
+            text = f"{program!r} may not be run; type: chmod +x {definition.bundle}/{path}"
+            document.problem((definition.runner, 0), text)
+    elif program in _INTERPRETERS and len(definition.argv) > 1:
+        script = definition.argv[1]
+        is_file = _SCRIPT.fullmatch(script) and PurePosixPath(script).as_posix() not in modes
+        if is_file and not _is_given(definition, script):
+            text = f"{script!r} is not in the task's own folder, which holds the bundle's files alone"
+            document.warn((definition.runner, 1), text)
+
+
+def _module_fault(definition: Definition, modes: Mapping[str, int]) -> str:
+    if not definition.bundle or not (match := _FUNCTION.fullmatch(definition.argv[0] if definition.argv else "")):
+        return ""
+    module = match[1]
+    path = module.replace(".", "/")
+    if any(file.startswith((f"{path}.", f"{path}/__init__.")) for file in modes):
+        return ""
+    near = get_close_matches(f"{path}.py", [file for file in modes if file.endswith(".py")], 1)
+    hint = f"; did you mean {near[0].removesuffix('.py').replace('/', '.')}?" if near else ""
+    return f"the bundle {definition.bundle} has no {path}.py{hint}"
+
+
+def _is_given(definition: Definition, name: str) -> bool:
+    """Whether a file of the task's own folder comes with the submission."""
+    return PurePosixPath(name) in map(PurePosixPath, definition.inputs)
 
 
 def _params(document: Document, spec: TaskFile, runner: Runner) -> dict[str, Param]:

@@ -10,9 +10,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from dcoord import bundles
 from dcoord.blobs import BlobStore
 from dcoord.catalog import Catalog, Scan
+from districomp import bundle as bundles
 from districomp.config import Layer
 from districomp.taskdef import BundleFile, Definition
 
