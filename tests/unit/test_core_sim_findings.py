@@ -1,10 +1,10 @@
 """What the simulator found in the coordinator's core, each as the shortest story that shows it."""
 
 from dcoord.core.core import Core
-from dcoord.core.events import Degraded
+from dcoord.core.events import Degraded, SpaceLeft
 from dcoord.core.records import OutcomeRecord, WorkerRecord
-from districomp.messages import PROTOCOL_VERSION, Ack, Assign, HelloWorker, Inventory, Machine, Returned, Stop
-from districomp.model import DONE, FAILED
+from districomp.messages import PROTOCOL_VERSION, Ack, HelloWorker, Inventory, Machine, Returned, Stop
+from districomp.model import DONE, FAILED, QUEUED, RUNNING
 from tests.unit.corelab import SETTINGS, Lab, restore
 
 
@@ -52,7 +52,8 @@ def test_a_failure_that_is_recorded_is_not_counted_again_when_only_its_ack_was_l
     assert later.core.jobs[job].tries[0].failures == 1
 
 
-def test_an_attempt_stopped_because_another_was_leased_does_not_count_when_that_one_is_lost() -> None:
+def stopped_for_another() -> tuple[Lab, int, list[tuple[int, int, int]]]:
+    """A lease of before a restart, of whose task another worker had a newer one; it is queued, and the old one stopped."""
     lab = Lab()
     lab.join(1)
     job = lab.submit(1)
@@ -62,14 +63,31 @@ def test_an_attempt_stopped_because_another_was_leased_does_not_count_when_that_
     later.join(2)
     assert later.leases(2)
     later.join(3, worker="w1", inventory=False)
-    ((token, _, _),) = held
-    later.receive(3, Inventory(job, [token], [0], [1], [None], False), Inventory(0, [], [], [], [], True))
-    assert [m.leases for m in later.take(Stop, 3)] == [[token]]
-    later.receive(2, Returned([token for token in later.core.fleet.by_id["w2"].leases]))
-    later.take(Assign)
-    later.core.jobs[job].tries.clear()
-    later.report(3, held, "cancelled")
-    assert [record.outcome.reasons for record in later.recorded(OutcomeRecord)] == []
+    tokens = [token for token, _, _ in held]
+    later.receive(3, Inventory(job, tokens, [0], [1], [None], False), Inventory(0, [], [], [], [], True))
+    assert [m.leases for m in later.take(Stop, 3)] == [tokens]
+    later.feed(SpaceLeft(0))
+    later.receive(2, Returned(list(later.core.fleet.by_id["w2"].leases)))
+    assert later.core.jobs[job].counts[QUEUED] == 1
+    return later, job, held
+
+
+def test_an_attempt_stopped_for_another_is_no_failure_of_its_task() -> None:
+    lab, job, held = stopped_for_another()
+    lab.report(3, held, "cancelled")
+    assert lab.recorded(OutcomeRecord) == []
+    assert lab.core.jobs[job].counts[QUEUED] == 1
+
+
+def test_nor_if_its_worker_comes_back_before_it_has_ended() -> None:
+    lab, job, held = stopped_for_another()
+    lab.gone(3)
+    lab.join(4, worker="w1", inventory=False)
+    lab.receive(4, Inventory(job, [held[0][0]], [0], [1], [lab.now], False), Inventory(0, [], [], [], [], True))
+    assert lab.core.jobs[job].counts[RUNNING] == 1
+    lab.report(4, held, "cancelled")
+    assert lab.core.jobs[job].counts[QUEUED] == 1
+    assert lab.core.jobs[job].tries[0].failures == 0
 
 
 def test_a_report_of_another_task_than_was_leased_changes_nothing() -> None:

@@ -17,7 +17,10 @@ BACKOFF_S_MAX: Final = 60.0
 LEGAL: Final = frozenset(TRANSITIONS)
 """The transition table; whoever changes a state looks here."""
 
-NOT_ITS_FAULT: Final = ("worker_lost", "worker_stopped")
+STOPPED: Final = ("worker_stopped", "cancelled")
+"""Reasons for which a task is queued again at once. A task that is still wanted can be reported as cancelled: its
+attempt was stopped while it was leased elsewhere, then that lease was lost, and the worker came back before the end."""
+NOT_ITS_FAULT: Final = ("worker_lost", *STOPPED)
 """Reasons that use up no retry."""
 
 
@@ -60,7 +63,7 @@ def retry_delay_s(definition: Definition, tries: Tries | None, reason: str, exit
     """
     if definition.rerun == "never":
         return None
-    if reason == "worker_stopped":
+    if reason in STOPPED:
         return 0.0
     if reason == "worker_lost":
         losses = 1 + (tries.losses if tries else 0)
