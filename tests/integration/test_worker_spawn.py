@@ -169,13 +169,16 @@ def test_a_server_that_dies_is_replaced() -> None:
     async def test(starter: Starter) -> None:
         server = starter.spawner
         assert isinstance(server, SpawnServer)
-        starter.start(1, ["sleep", "1000"])
-        await until(lambda: children(server.pid))
+        starter.start(1, ["sh", "-c", "setsid sleep 1000 & wait"])
+        await until(lambda: children(server.pid) and children(children(server.pid)[0]))
+        (task,) = children(server.pid)
+        family = [task, *children(task)]
         first = server.pid
         os.kill(first, signal.SIGKILL)
         (ending,) = await starter.ended(1)
         assert isinstance(ending, Lost)
         assert server.pid != first
+        assert not any(map(is_alive, family)), "what it had started is dead before anybody hears of it"
         starter.start(2, ["echo", "again"])
         await starter.ended(2)
         assert starter.output(2) == b"again\n"

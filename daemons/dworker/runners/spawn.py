@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
-from dworker.runners import limits
+from dworker.runners import limits, spawnd
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +27,10 @@ _LENGTH: Final = struct.Struct("=I")
 _RECEIVE_BYTES: Final = 256 * 1024
 _RESTART_S: Final = 0.5
 """A spawn server that dies is started again after this; one start that fails is tried again as often."""
+
+
+_GENERATIONS_MAX: Final = 1000
+"""Killing an orphan makes orphans of its children."""
 
 
 class Request(NamedTuple):
@@ -82,7 +86,11 @@ def make_spawner(on_end: OnEnd) -> Spawner:
 
 
 class SpawnServer:
-    """The spawn server and the connection to it. To be made in a running event loop."""
+    """The spawn server and the connection to it. To be made in a running event loop.
+
+    This process becomes a reaper too: should the server die, what it had started becomes ours, and is
+    killed. So nothing else may start children here once this exists.
+    """
 
     def __init__(self, on_end: OnEnd) -> None:
         self._on_end = on_end
@@ -91,6 +99,8 @@ class SpawnServer:
         self._buffer = bytearray()
         self._unsent: list[tuple[bytes, tuple[int, ...]]] = []
         self._closed = False
+        spawnd.become_reaper()
+        self._not_ours = frozenset(spawnd.children())
         self._start()
 
     @property
@@ -205,15 +215,27 @@ class SpawnServer:
         """Nobody reaps the tasks any more: end them, tell their owners, and begin anew."""
         self._disconnect()
         lost, self._running = self._running, {}
+        status = self._process.wait()
         for pid in lost.values():
             if pid:
                 with contextlib.suppress(OSError):
                     os.killpg(pid, signal.SIGKILL)
-        status = self._process.wait()
+        self._kill_orphans()
         log.error("the spawn server died (status %d); %d processes are lost; starting another", status, len(lost))
         self._restart()
         for key in lost:
             self._on_end(key, Lost())
+
+    def _kill_orphans(self) -> None:
+        """What the server had started: those of other sessions and those it had no time to name are ours now."""
+        for _ in range(_GENERATIONS_MAX):
+            orphans = [pid for pid in spawnd.children() if pid not in self._not_ours]
+            if not orphans:
+                return
+            for pid in orphans:
+                with contextlib.suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
+                    os.waitpid(pid, 0)
 
     def _restart(self) -> None:
         if self._closed:
