@@ -153,7 +153,7 @@ def check_params(definition: Definition, params: Mapping[str, Any]) -> dict[str,
     for name, param in definition.params.items():
         if name not in params:
             if param.default is None:
-                faults.append(f"{name!r} is missing; it is {_describe(param)}")
+                faults.append(f"{name!r} is missing; it is {describe_param(param)}")
             else:
                 values[name] = param.default
             continue
@@ -228,7 +228,7 @@ def check_value(param: Param, value: Any) -> Any:
                     # A path that begins with - would be read as an option by the program.
                     raise ValueError(f"must be a path, not {_show(value)}; a name that begins with - is written ./-")
                 return value
-    raise ValueError(f"must be {_describe(param)}, not {_show(value)}")
+    raise ValueError(f"must be {describe_param(param)}, not {_show(value)}")
 
 
 def _number(param: Param, value: Any) -> int | float:
@@ -243,9 +243,9 @@ def _number(param: Param, value: Any) -> int | float:
         number = value if param.type == "float" or isinstance(value, int) else None
     good = number is not None and abs(number) <= INT_MAX if param.type == "int" else True
     if number is None or not good or not math.isfinite(number):
-        raise ValueError(f"must be {_describe(param)}, not {_show(value)}")
+        raise ValueError(f"must be {describe_param(param)}, not {_show(value)}")
     if (param.min is not None and number < param.min) or (param.max is not None and number > param.max):
-        raise ValueError(f"must be {_describe(param)}, not {number}")
+        raise ValueError(f"must be {describe_param(param)}, not {number}")
     return int(number) if param.type == "int" else float(number)
 
 
@@ -253,7 +253,7 @@ def _list(param: Param, entries: list[str]) -> list[str]:
     if len(entries) > LIST_ENTRIES_MAX:
         raise ValueError(f"has {len(entries):,} entries, {LIST_ENTRIES_MAX:,} are allowed")
     if len(entries) < (param.min or 0) or (param.max is not None and len(entries) > param.max):
-        raise ValueError(f"must be {_describe(param)}, not of {len(entries)}")
+        raise ValueError(f"must be {describe_param(param)}, not of {len(entries)}")
     for position, entry in enumerate(entries):
         try:
             _check_text(entry)
@@ -286,7 +286,8 @@ def _surplus(name: str, known: Mapping[str, Param]) -> str:
     return f"{name[:64]!r} is unknown; " + (f"there are {', '.join(known)}" if known else "it has no params")
 
 
-def _describe(param: Param) -> str:
+def describe_param(param: Param) -> str:
+    """What a param's value must be, as a person would say it: `a whole number from 1 to 9`."""
     nouns = {"str": "a text", "int": "a whole number", "float": "a number", "bool": "true or false", "path": "a path"}
     noun = nouns.get(param.type, "a list of texts")
     unit = "" if param.type != "list" else " entry" if param.min == 1 and param.max is None else " entries"

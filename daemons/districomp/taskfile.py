@@ -1,7 +1,7 @@
 """A definition's YAML file to a `taskdef.Definition`, or every problem of it. Pure.
 
-Owns the rules between the keys (`taskkeys`) and the sentence for each mistake. Does not open the file nor the bundle's folder: the coordinator's catalog does, and hands the
-manifest's digest to `Draft.finish`.
+Owns the rules between the keys (`taskkeys`) and the sentence for each mistake. Does not open the file nor
+the bundle's folder: the coordinator's catalog does, and hands the manifest's digest to `Draft.finish`.
 """
 
 import re
@@ -64,6 +64,11 @@ _NOT_ENFORCED: Final = {
 """Keys that are checked and kept, but not acted on by this version, and what happens instead."""
 
 
+def is_name(text: str) -> bool:
+    """Whether a definition can have this name: its file is `NAME.yaml`."""
+    return _NAME.fullmatch(text) is not None
+
+
 class Draft:
     """A definition's text on its way to a Definition: read and checked, only the bundle's digest is missing."""
 
@@ -73,7 +78,7 @@ class Draft:
         """The bundle's folder, relative to the file's; '' without one."""
         self._document = Document(data, file)
         self._definition: Definition | None = None
-        if not _NAME.fullmatch(name):
+        if not is_name(name):
             self._document.problem((), f"the file's name, {name!r}, must be letters, digits, '_' and '-', at most 64")
         spec = self._document.convert(TaskFile)
         if spec is not None:
@@ -213,9 +218,7 @@ def _check_programs(document: Document, definition: Definition, files: Sequence[
         where = f"the bundle {definition.bundle}" if definition.bundle else "a bundle, and there is none"
         if path not in modes:
             text = f"{program!r} would be looked for in the task's own folder, which holds {where}"
-            near = get_close_matches(path, modes, 1)
-            hint = f"; did you mean ./{near[0]}?" if near else "; a program that is built there must be built first"
-            document.problem((definition.runner, 0), text + (hint if definition.bundle else ""))
+            document.problem((definition.runner, 0), text + _where_it_may_be(definition, path, modes))
         elif not modes[path] & 0o100:
             text = f"{program!r} may not be run; type: chmod +x {definition.bundle}/{path}"
             document.problem((definition.runner, 0), text)
@@ -225,6 +228,16 @@ def _check_programs(document: Document, definition: Definition, files: Sequence[
         if is_file and not _is_given(definition, script):
             text = f"{script!r} is not in the task's own folder, which holds the bundle's files alone"
             document.warn((definition.runner, 1), text)
+
+
+def _where_it_may_be(definition: Definition, path: str, modes: Mapping[str, int]) -> str:
+    if not definition.bundle:
+        return ""
+    if "Makefile" in modes:
+        return f"; it must be built first, type: make -C {definition.bundle}"
+    suffix = PurePosixPath(path).suffix
+    near = get_close_matches(path, [file for file in modes if PurePosixPath(file).suffix == suffix], 1)
+    return f"; did you mean ./{near[0]}?" if near else ""
 
 
 def _module_fault(definition: Definition, modes: Mapping[str, int]) -> str:

@@ -20,6 +20,7 @@ STRUCTS = [
     documents.WorkerDocument,
     documents.StatusDocument,
     documents.DefinitionDocument,
+    documents.DefinitionShowDocument,
 ]
 
 
