@@ -8,13 +8,15 @@ from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
-from districomp import __version__
+from districomp import __version__, openfiles
 from districomp import config as configuration
 from districomp import log as logging_form
 from districomp.errors import ConfigError, DistricompError
 
 log = logging.getLogger("dcoord")
 
+OPEN_FILES = 65536
+"""A connection a worker and a client, with room for files and the journal."""
 SWITCH_S = 0.001
 """How long the busy loop may keep the interpreter's lock from the journal's thread: with Python's 5 ms a commit of
 256 tasks beside it takes 6.1 ms instead of 1.8 (docs/decisions/002-journal.md)."""
@@ -32,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from dcoord.daemon import Daemon
 
         sys.setswitchinterval(SWITCH_S)
+        openfiles.allow(OPEN_FILES)
         _run(Daemon(settings, paths, parsed.config).run())
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")

@@ -9,7 +9,6 @@ import contextlib
 import gc
 import logging
 import os
-import resource
 import signal
 import sys
 from collections.abc import Coroutine, Sequence
@@ -24,6 +23,7 @@ from dcoord.web.link import CoordinatorLink
 from dcoord.web.server import Listener
 from districomp import config as configuration
 from districomp import log as logging_form
+from districomp import openfiles
 from districomp.errors import ConfigError, DistricompError
 
 log = logging.getLogger("dcoord.web")
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if parsed.check_config:
             print("the configuration is good", file=sys.stderr)  # noqa: T201  # the answer to --check-config
             return
-        _allow_open_files()
+        openfiles.allow(OPEN_FILES)
         _run(_serve(settings, paths, with_parent=parsed.parent_pipe))
     except ConfigError as error:
         sys.exit(_told(error))
@@ -63,13 +63,6 @@ def _parser() -> argparse.ArgumentParser:
 def _told(error: ConfigError) -> int:
     print(error, file=sys.stderr)  # noqa: T201  # for a person, without the log's prefix
     return error.exit_code
-
-
-def _allow_open_files() -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _run(main: Coroutine[Any, Any, None]) -> None:
