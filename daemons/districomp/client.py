@@ -13,9 +13,11 @@ from typing import IO, TYPE_CHECKING, Any, Final, Self, TypeVar
 import msgspec
 
 from districomp.client_link import Link, LinkLostError, LinkPool, Notice
-from districomp.client_results import TaskRecord, TaskResult, ended_tasks, in_task_order
+from districomp.client_results import Ledger, Requeued, TaskRecord, TaskResult, in_task_order, stderr_of
 from districomp.documents import (
     DefinitionDocument,
+    DefinitionShowDocument,
+    ExplainDocument,
     JobDocument,
     StatusDocument,
     TaskDocument,
@@ -26,11 +28,11 @@ from districomp.messages import (
     Accepted,
     Cancel,
     Items,
-    Outcome,
     Query,
     Reply,
     ResultRows,
     Results,
+    Retry,
     Submit,
     Watch,
 )
@@ -42,10 +44,8 @@ if TYPE_CHECKING:
 
 WATCH_S: Final = 0.2
 ENDED_JOB_STATES: Final = ("done", "failed", "cancelled")
-NUMBER_MAX: Final = 2**63 - 1
 
 Document = TypeVar("Document", bound=msgspec.Struct)
-_outcomes: msgspec.msgpack.Decoder[Outcome] = msgspec.msgpack.Decoder(Outcome)
 
 
 class Client:
@@ -91,31 +91,37 @@ class Client:
         items: "Iterable[GivenItem] | None" = None,
         files: Iterable[str | os.PathLike[str]] | None = None,
         range: range | None = None,
+        matrix: Mapping[str, Sequence[Any]] | None = None,
         params: Mapping[str, Any] | None = None,
         name: str = "",
         request_id: str | None = None,
         max_fails: int | None = None,
     ) -> "Job":
-        """Submit a job with one of: nothing (one task without input), `data`, `items`, `files`, `range`.
+        """Submit a job with one of: nothing (one task without input), `data`, `items`, `files`, `range`, `matrix`.
 
-        A path as `data` or an item means its content; `files` also sends the path as the item's text. The same
-        `request_id` (a UUID) gives the same job. UsageError, or RefusedError by the coordinator: nothing was submitted.
+        A path as `data` or an item means its content; `files` also sends the path as the item's text; `matrix` has the
+        values of params, a task for each combination, the last name varying fastest. The same `request_id` (a UUID)
+        gives the same job. UsageError, or RefusedError by the coordinator: nothing was submitted.
         """
-        given = sum(form is not None for form in (data, items, files, range))
-        if given > 1:
-            raise UsageError("one submission has one form of input: data, items, files or range; give only one of them")
+        from districomp.client_items import Batches, combinations, given_items, start_and_step
+
+        if sum(form is not None for form in (data, items, files, range, matrix)) > 1:
+            raise UsageError(
+                "one submission has one form of input: data, items, files, range or matrix; give only one of them"
+            )
         request_id = request_id or str(uuid.uuid4())
         message = Submit(
             0, request_id, definition, dict(params or {}), name, max_fails=max_fails, user=_user(), count=1
         )
         if range is not None:
-            message.numbers, message.count = _numbers(range)
+            message.numbers, message.count = start_and_step(range), len(range)
             return self._submit(message, None)
-        source = _source(data, items, files)
+        if matrix is not None:
+            message.matrix, message.count = combinations(matrix), 0
+            return self._submit(message, None)
+        source = given_items(data, items, files)
         if source is None:
             return self._submit(message, None)
-        from districomp.client_items import Batches  # only who submits needs hashing and files
-
         message.count = 0
         batches = Batches(source, self._upload)
         try:
@@ -127,9 +133,9 @@ class Client:
         """A job by its number; nothing is asked yet."""
         return Job(self, number, tasks)
 
-    def jobs(self) -> list[JobDocument]:
-        """All jobs that the coordinator knows, by number."""
-        return self._query(JobDocument, noun="jobs")
+    def jobs(self, *, mine: bool = False) -> list[JobDocument]:
+        """All jobs that the coordinator knows, or those of this user, by number."""
+        return self._query(JobDocument, noun="jobs", user=_user() if mine else "")
 
     def watch(
         self, jobs: Sequence[int], interval_s: float = WATCH_S, timeout: float | None = None
@@ -167,33 +173,51 @@ class Client:
 
     def records(
         self, job: int, *, wait: bool = True, timeout: float | None = None, tasks: int | None = None
-    ) -> Iterator[TaskRecord]:
+    ) -> Iterator[TaskRecord | Requeued]:
         """The ended tasks of a job as they end; with `wait` until the job has ended. TimeoutError after `timeout`.
 
-        `tasks` (asked for if it is None) tells which tasks a cancelled job never started.
+        A Requeued takes back records of before it; none comes that is known to be taken back already. `tasks` is how
+        many the job has (asked for if it is None).
         """
         deadline = _deadline(timeout)
-        ended_marks: bytearray | None = None
-        sweep: int | None = None
+        ledger: Ledger | None = None
         after = 0
         while True:
             rows = self._results(job, after, wait, deadline)
-            for body in rows.rows:
-                if ended_marks is None:
-                    ended_marks = bytearray(tasks if tasks is not None else self.job(job).document().tasks)
-                row_sweep, ended = _unpacked(body, len(ended_marks))
-                sweep = sweep if row_sweep is None else row_sweep
-                for record in ended:
-                    ended_marks[record.index] = 1
-                    yield record
             after = rows.after
+            if rows.rows and ledger is None:
+                ledger = Ledger(job, tasks if tasks is not None else self.job(job).document().tasks)
+            if ledger is not None:
+                outcomes = [ledger.read(body) for body in rows.rows]
+                if not rows.ended and ledger.must_look_ahead(outcomes):
+                    self._look_ahead(job, ledger, after, deadline)
+                for outcome in outcomes:
+                    yield from ledger.take(outcome)
             if rows.ended or not (rows.rows or wait):
                 break
-        if rows.ended and sweep is not None and ended_marks is not None:
-            index = ended_marks.find(0)
-            while index >= 0:
-                yield TaskRecord(job, index, sweep)
-                index = ended_marks.find(0, index + 1)
+        if ledger is not None:
+            yield from ledger.swept()
+
+    def _look_ahead(self, job: int, ledger: Ledger, after: int, deadline: float | None) -> None:
+        """Read what is there of a job's rows, only to know what a person has queued again by now."""
+        after = max(after, ledger.seen)
+        while True:
+            rows = self._results(job, after, False, deadline)
+            for body in rows.rows:
+                ledger.read(body)
+            after = rows.after
+            if rows.ended or not rows.rows:
+                return
+
+    def retry(self, job: int, *, failed_only: bool = False) -> JobDocument:
+        """Queue a job's failed, cancelled and skipped tasks again, or only the failed; recorded when this returns its document."""
+
+        def ask(link: Link) -> list[JobDocument]:
+            request = link.next_request()
+            link.send(Retry(request, job, failed_only))
+            return _documents(link, request, JobDocument)
+
+        return self._pool.call(ask)[0]
 
     def cancel(self, job: int, indexes: Sequence[int] = ()) -> JobDocument:
         """Cancel a job, or some of its tasks; recorded when this returns the job's document."""
@@ -219,6 +243,31 @@ class Client:
         """One task with its attempts."""
         return self._query(TaskDocument, noun="task", job=job, index=index)[0]
 
+    def explain(self, job: int, index: int) -> ExplainDocument:
+        """Why a task is where it is. Of one that has ended, its last attempt says more: `task`."""
+        return self._query(ExplainDocument, noun="explain", job=job, index=index)[0]
+
+    def stderr(self, job: int, index: int) -> tuple[int, bytes] | None:
+        """The last attempt of a task that has ended: its number, and the last 64 KiB that it wrote to standard error.
+
+        None if none has ended yet.
+        """
+        ended = [attempt for attempt in self.task(job, index).attempts if attempt.reason is not None]
+        if not ended:
+            return None
+        text = ended[-1].stderr_tail
+        if "\N{REPLACEMENT CHARACTER}" not in text:
+            return len(ended), text.encode()
+        # Documents are text; the bytes as they were are in the job's rows alone.
+        said, after, whole = b"", 0, False
+        while not whole:
+            rows = self._results(job, after, False, None)
+            for body in rows.rows:
+                found = stderr_of(body, index)
+                said = said if found is None else found
+            after, whole = rows.after, rows.ended or not rows.rows
+        return len(ended), said
+
     def workers(self) -> list[WorkerDocument]:
         """All workers that the coordinator knows."""
         return self._query(WorkerDocument, noun="workers")
@@ -226,6 +275,10 @@ class Client:
     def definitions(self) -> list[DefinitionDocument]:
         """What can be submitted, and which files are wrong."""
         return self._query(DefinitionDocument, noun="definitions")
+
+    def definition(self, name: str) -> DefinitionShowDocument:
+        """One definition that is live, whole. RefusedError (`unknown_definition`) if there is none of that name."""
+        return self._query(DefinitionShowDocument, noun="definition", name=name)[0]
 
     def document(self, job: int) -> JobDocument:
         """One job."""
@@ -256,12 +309,10 @@ class Client:
 
         return self._pool.call(ask, deadline)
 
-    def _query(
-        self, kind: type[Document], *, noun: str, job: int = 0, index: int = 0, state: str = ""
-    ) -> list[Document]:
+    def _query(self, kind: type[Document], **fields: Any) -> list[Document]:
         def ask(link: Link) -> list[Document]:
             request = link.next_request()
-            link.send(Query(request, noun, job, index, state))
+            link.send(Query(request, **fields))
             return _documents(link, request, kind)
 
         return self._pool.call(ask)
@@ -314,7 +365,8 @@ class Job:
     def as_completed(self, *, wait: bool = True, timeout: float | None = None) -> Iterator[TaskResult]:
         """Its tasks as they end, whichever way. Without `wait` those that have ended by now."""
         for record in self._client.records(self.number, wait=wait, timeout=timeout, tasks=self._tasks):
-            yield TaskResult(record, self._client.download)
+            if not isinstance(record, Requeued):
+                yield TaskResult(record, self._client.download)
 
     def results(self, *, wait: bool = True, timeout: float | None = None) -> Iterator[TaskResult]:
         """Its tasks in task order, each as soon as it and all before it have ended."""
@@ -367,18 +419,6 @@ def _document(body: bytes, kind: type[Document]) -> Document:
         raise RemoteProtocolError(f"the coordinator sent a {kind.__name__} that cannot be read: {error}") from error
 
 
-def _unpacked(row: bytes, tasks: int) -> tuple[int | None, list[TaskRecord]]:
-    """A row's sweep and the tasks that it ends. RemoteProtocolError if it makes no sense for a job of `tasks` tasks."""
-    try:
-        outcome = _outcomes.decode(row)
-        ended = list(ended_tasks(outcome))
-    except (msgspec.MsgspecError, IndexError) as error:
-        raise RemoteProtocolError(f"the coordinator sent a row that cannot be read: {error}") from error
-    if any(not 0 <= record.index < tasks for record in ended):
-        raise RemoteProtocolError(f"the coordinator sent a result of a task that job {outcome.job} does not have")
-    return outcome.sweep, ended
-
-
 Expected = TypeVar("Expected", Accepted, Reply, ResultRows)
 
 
@@ -386,31 +426,6 @@ def _expect(message: object, kind: type[Expected]) -> Expected:
     if not isinstance(message, kind):
         raise RemoteProtocolError(f"the coordinator answered with {type(message).__name__}, not {kind.__name__}")
     return message
-
-
-def _source(
-    data: bytes | str | os.PathLike[str] | None,
-    items: "Iterable[GivenItem] | None",
-    files: Iterable[str | os.PathLike[str]] | None,
-) -> "Iterable[GivenItem] | None":
-    """The items of a submission, None if it has none."""
-    if data is not None:
-        return [data]
-    if isinstance(items, str | bytes):
-        raise UsageError("items is one text, not several; use data= for a single item, or a list")
-    if files is not None:
-        from districomp.client_items import FileItem
-
-        return [FileItem(os.fspath(path)) for path in files]
-    return items
-
-
-def _numbers(numbers: range) -> tuple[tuple[int, int], int]:
-    if not len(numbers):
-        raise UsageError(f"nothing to submit: {numbers!r} is empty, and a job needs at least one item")
-    if max(abs(numbers.start), abs(numbers[-1]), abs(numbers.step)) > NUMBER_MAX:
-        raise UsageError(f"{numbers!r} leaves the 64-bit integers; use smaller numbers")
-    return (numbers.start, numbers.step), len(numbers)
 
 
 def _user() -> str:

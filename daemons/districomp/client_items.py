@@ -7,9 +7,9 @@ connections; payloads above 64 KiB go to the `upload` it is given.
 import hashlib
 import io
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Any, Final
 
 import msgspec
 
@@ -18,6 +18,7 @@ from districomp.messages import BATCH_BYTES
 from districomp.model import INLINE_BYTES_MAX, Blob, File, Item
 
 FRAME_ITEMS_MAX: Final = 4096
+NUMBER_MAX: Final = 2**62 - 1
 PATH_BYTES_MAX: Final = 4096
 CHUNK_BYTES: Final = 1024 * 1024
 SPOOL_BYTES: Final = 4 * 1024 * 1024
@@ -53,6 +54,37 @@ class Lines:
     def __iter__(self) -> Iterator[bytes | Large]:
         with open_input(self.path) as file:
             yield from read_lines(file)
+
+
+def given_items(
+    data: bytes | str | os.PathLike[str] | None,
+    items: Iterable[GivenItem] | None,
+    files: Iterable[str | os.PathLike[str]] | None,
+) -> Iterable[GivenItem] | None:
+    """The items of a submission, None if it has none."""
+    if data is not None:
+        return [data]
+    if isinstance(items, str | bytes):
+        raise UsageError("items is one text, not several; use data= for a single item, or a list")
+    if files is not None:
+        return [FileItem(os.fspath(path)) for path in files]
+    return items
+
+
+def start_and_step(numbers: range) -> tuple[int, int]:
+    """A range as the protocol carries it. UsageError if it is empty or leaves the integers that can be sent."""
+    if not numbers:
+        raise UsageError(f"nothing to submit: {numbers!r} is empty, and a job needs at least one item")
+    if max(abs(numbers.start), abs(numbers[-1]), abs(numbers.step)) > NUMBER_MAX:
+        raise UsageError(f"{numbers!r} reaches 2^62, which no task can be told; use smaller numbers")
+    return numbers.start, numbers.step
+
+
+def combinations(matrix: Mapping[str, Sequence[Any]]) -> list[tuple[str, list[Any]]]:
+    """A matrix as the protocol carries it. UsageError if it has no combination."""
+    if not matrix or not all(matrix.values()):
+        raise UsageError("nothing to submit: the matrix has no combination; give each of its params at least one value")
+    return [(name, list(values)) for name, values in matrix.items()]
 
 
 def open_input(path: str) -> IO[bytes]:

@@ -10,12 +10,15 @@ from typing import IO, Final
 
 import msgspec
 
-from districomp.errors import DistricompError
+from districomp.errors import DistricompError, RemoteProtocolError
 from districomp.messages import Outcome
 from districomp.model import DONE, QUEUED, STATE_NAMES, Blob, Payload, payload_size, task_text
 
 SHELF_BYTES: Final = 32 * 1024 * 1024
 """Results that wait for an earlier one are kept in memory up to this, then in a temporary file."""
+
+SWEPT: Final = 0x80
+"""Marks a state in a ledger as taken by a sweep."""
 
 Download = Callable[[Blob, IO[bytes]], None]
 
@@ -129,6 +132,81 @@ class TaskResult:
         raise TaskFailedError(f"task {self.task} has no result: {self.state} ({self.why()}){said}")
 
 
+class Requeued(msgspec.Struct, frozen=True, gc=False):
+    """A person had the tasks in these states queued again: their records of before are void."""
+
+    states: list[int]
+
+
+class Ledger:
+    """A job's rows, read in their order: which records stand, and which a person has made void by queueing again."""
+
+    def __init__(self, job: int, tasks: int) -> None:
+        self._job = job
+        self._marks = bytearray(tasks)
+        """The state told of each task; with SWEPT: it took that state with all that were queued, and was not told yet."""
+        self._void_before: dict[int, int] = {}
+        """By state: records of it in rows before this one do not stand."""
+        self.seen = 0
+        """Rows up to this serial have been read, perhaps ahead of being taken."""
+
+    def read(self, body: bytes) -> Outcome:
+        """A row; what it makes void is known from now on. RemoteProtocolError if it makes no sense for this job."""
+        try:
+            outcome = _outcomes.decode(body)
+        except msgspec.MsgspecError as error:
+            raise RemoteProtocolError(f"the coordinator sent a row that cannot be read: {error}") from error
+        if any(not 0 <= index < len(self._marks) for index in outcome.indexes):
+            raise RemoteProtocolError(f"the coordinator sent a result of a task that job {outcome.job} does not have")
+        if any(not 0 <= state < len(STATE_NAMES) for state in [*outcome.states, outcome.sweep or QUEUED]):
+            raise RemoteProtocolError("the coordinator sent a state of a task that this version does not know")
+        self.seen = max(self.seen, outcome.serial)
+        if outcome.sweep == QUEUED:
+            for state in outcome.states:
+                self._void_before[state] = max(outcome.serial, self._void_before.get(state, 0))
+        return outcome
+
+    def must_look_ahead(self, outcomes: Iterable[Outcome]) -> bool:
+        """Whether rows after those read could take something back of these."""
+        return any(
+            any(state not in (QUEUED, DONE) for state in outcome.states) if outcome.sweep is None else outcome.sweep
+            for outcome in outcomes
+        )
+
+    def take(self, outcome: Outcome) -> Iterator[TaskRecord | Requeued]:
+        """The records of a row that stand."""
+        if outcome.sweep == QUEUED:
+            for state in outcome.states:
+                for mark in (state, state | SWEPT):
+                    self._marks = self._marks.replace(bytes((mark,)), bytes((QUEUED,)))
+            yield Requeued(outcome.states)
+        elif outcome.sweep is not None:
+            if self._stands(outcome, outcome.sweep):
+                self._marks = self._marks.replace(bytes((QUEUED,)), bytes((outcome.sweep | SWEPT,)))
+        else:
+            try:
+                for record in ended_tasks(outcome):
+                    if self._stands(outcome, record.state):
+                        self._marks[record.index] = record.state
+                        yield record
+            except IndexError as error:
+                raise RemoteProtocolError(f"the coordinator sent a row that cannot be read: {error}") from error
+
+    def swept(self) -> Iterator[TaskRecord]:
+        """At the end: the tasks that took a state all at once, before they were ever leased."""
+        if max(self._marks, default=0) < SWEPT:
+            return
+        for index, mark in enumerate(self._marks):
+            if mark & SWEPT:
+                yield TaskRecord(self._job, index, mark & ~SWEPT)
+
+    def _stands(self, outcome: Outcome, state: int) -> bool:
+        return outcome.serial >= self._void_before.get(state, 0)
+
+
+_outcomes: msgspec.msgpack.Decoder[Outcome] = msgspec.msgpack.Decoder(Outcome)
+
+
 def ended_tasks(outcome: Outcome) -> Iterator[TaskRecord]:
     """The tasks that a row of the journal ends; attempts that will be retried are left out."""
     for place, index in enumerate(outcome.indexes):
@@ -151,16 +229,29 @@ def ended_tasks(outcome: Outcome) -> Iterator[TaskRecord]:
         )
 
 
-def in_task_order(records: Iterable[TaskRecord]) -> Iterator[TaskRecord]:
+def stderr_of(body: bytes, index: int) -> bytes | None:
+    """What an attempt of a task wrote to standard error, if this row has one."""
+    outcome = _outcomes.decode(body)
+    if index not in outcome.indexes:
+        return None
+    place = outcome.indexes.index(index)
+    if outcome.attempts and outcome.attempts[place] == 0:  # cancelled before there was one
+        return None
+    return outcome.stderr[place] if outcome.stderr else b""
+
+
+def in_task_order(records: Iterable[TaskRecord | Requeued]) -> Iterator[TaskRecord]:
     """The same records by index, each as soon as all before it have come; after a gap at the end of the input.
 
-    The first record of a task counts. What waits takes SHELF_BYTES of memory at most.
+    The last record of a task counts, until it is given out. What waits takes SHELF_BYTES of memory at most.
     """
     shelf = _Shelf()
     following = 0
     try:
         for record in records:
-            if record.index == following:
+            if isinstance(record, Requeued):
+                shelf.drop(record.states)
+            elif record.index == following:
                 yield record
                 following += 1
                 while (waiting := shelf.take(following)) is not None:
@@ -182,12 +273,12 @@ class _Shelf:
     def __init__(self) -> None:
         self._held: dict[int, TaskRecord] = {}
         self._held_bytes = 0
-        self._spilled: dict[int, tuple[int, int]] = {}
+        self._spilled: dict[int, tuple[int, int, int]] = {}
+        """By index: the record's start and size in the file, and its state."""
         self._spool: IO[bytes] | None = None
 
     def put(self, record: TaskRecord) -> None:
-        if record.index in self._held or record.index in self._spilled:
-            return
+        self._remove(record.index)
         size = _memory_bytes(record)
         if self._held_bytes + size <= SHELF_BYTES:
             self._held[record.index] = record
@@ -200,7 +291,7 @@ class _Shelf:
         start = self._spool.seek(0, io.SEEK_END)
         body = msgspec.msgpack.encode(record)
         self._spool.write(body)
-        self._spilled[record.index] = (start, len(body))
+        self._spilled[record.index] = (start, len(body), record.state)
 
     def take(self, index: int) -> TaskRecord | None:
         record = self._held.pop(index, None)
@@ -210,9 +301,21 @@ class _Shelf:
         place = self._spilled.pop(index, None)
         if place is None or self._spool is None:
             return None
-        start, size = place
+        start, size, _state = place
         self._spool.seek(start)
         return _record_decoder.decode(self._spool.read(size))
+
+    def drop(self, states: list[int]) -> None:
+        void = [index for index, record in self._held.items() if record.state in states]
+        void += [index for index, (_start, _size, state) in self._spilled.items() if state in states]
+        for index in void:
+            self._remove(index)
+
+    def _remove(self, index: int) -> None:
+        held = self._held.pop(index, None)
+        if held is not None:
+            self._held_bytes -= _memory_bytes(held)
+        self._spilled.pop(index, None)
 
     def indexes(self) -> list[int]:
         return sorted([*self._held, *self._spilled])

@@ -168,7 +168,8 @@ class Lab:
             for place, index in enumerate(indexes):
                 entry.states[index] = outcome.states[place] if outcome.states else DONE
             if outcome.sweep is not None:
-                entry.states = [outcome.sweep if state == QUEUED else state for state in entry.states]
+                taken = outcome.states if outcome.sweep == QUEUED else [QUEUED]
+                entry.states = [outcome.sweep if state in taken else state for state in entry.states]
             entry.rows.append(msgspec.msgpack.encode(outcome))
             self._changed.notify_all()
 

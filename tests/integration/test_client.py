@@ -26,7 +26,7 @@ from districomp.errors import (
     UsageError,
 )
 from districomp.messages import BATCH_BYTES, Goodbye, Items, Outcome, Query, Results, Submit, Watch
-from districomp.model import CANCELLED, DONE, FAILED, QUEUED, File
+from districomp.model import CANCELLED, DONE, FAILED, QUEUED, SKIPPED, File
 from tests.integration.clientlab import DataPort, Lab, in_background, running
 
 
@@ -314,6 +314,34 @@ def test_tasks_swept_by_a_cancel_are_results_too(lab: Lab, client: Client) -> No
     ]
 
 
+def test_failures_that_were_retried_are_not_results(lab: Lab, client: Client) -> None:
+    job = client.submit("d", items=["a", "b", "c", "d"])
+    lab.end(1, [0, 1, 2], [None, b"b", None], states=[FAILED, DONE, CANCELLED])
+    lab.end(1, [3], [b"d"])
+    lab.end(1, [], states=[FAILED], sweep=QUEUED)
+    # The lab gives two rows at a time: the failure is in an answer before the one that takes it back.
+    assert [(r.index, r.state) for r in job.as_completed(wait=False)] == [(1, "done"), (2, "cancelled"), (3, "done")]
+    lab.end(1, [0], [b"a"])
+    assert [(r.index, r.state) for r in job.results()] == [(0, "done"), (1, "done"), (2, "cancelled"), (3, "done")]
+    lab.end(1, [], states=[FAILED, CANCELLED, SKIPPED], sweep=QUEUED)
+    lab.end(1, [], sweep=CANCELLED)
+    assert [(r.index, r.state) for r in job.results()] == [(0, "done"), (1, "done"), (2, "cancelled"), (3, "done")]
+
+
+def test_a_failure_that_is_retried_while_it_waits_for_its_turn_is_not_a_result(lab: Lab, client: Client) -> None:
+    job = client.submit("d", items=["a", "b"])
+    lab.end(1, [1], states=[FAILED])
+    ordered = job.results(timeout=10)
+    found: list[client_results.TaskResult] = []
+    reading = in_background(lambda: found.extend(ordered))
+    lab.wait_for_message(Results, 3)  # the row, what comes after it, and the wait for more
+    lab.end(1, [], states=[FAILED], sweep=QUEUED)
+    lab.end(1, [0], [b"a"])
+    lab.end(1, [1], [b"b"])
+    reading.join(20)
+    assert [(result.index, result.state) for result in found] == [(0, "done"), (1, "done")]
+
+
 def test_results_that_wait_for_an_earlier_one_do_not_fill_the_memory(
     lab: Lab, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -411,7 +439,7 @@ def test_an_answer_that_makes_no_sense(lab: Lab, client: Client) -> None:
 
 
 def test_rows_that_make_no_sense(lab: Lab, client: Client) -> None:
-    for columns in ({"indexes": [5]}, {"indexes": [0, 1], "states": [DONE]}):
+    for columns in ({"indexes": [5]}, {"indexes": [0, 1], "states": [DONE]}, {"indexes": [0], "states": [77]}):
         job = client.submit("d", items=["a", "b"])
         lab.jobs[job.number].rows.append(msgspec.msgpack.encode(Outcome(job.number, 1, "w", **columns)))  # type: ignore[arg-type]
         with pytest.raises(RemoteProtocolError):

@@ -125,11 +125,6 @@ def test_task_order(order: list[int], missing: set[int]) -> None:
     assert ordered == [index for index in range(12) if index not in missing]
 
 
-def test_the_first_record_of_a_task_counts() -> None:
-    records = [record(1, payload=b"a"), record(1, payload=b"b"), record(0), record(0), record(1)]
-    assert [(entry.index, entry.payload) for entry in in_task_order(records)] == [(0, None), (1, b"a")]
-
-
 def test_an_outcome_unpacked() -> None:
     plain = list(ended_tasks(Outcome(7, 1, "w", [3, 4], results=[b"x", None])))
     assert [(entry.job, entry.index, entry.state, entry.reason, entry.payload) for entry in plain] == [
