@@ -20,10 +20,12 @@ SHORTCUTS: Final = {
     "wait": ("dctl.job", "wait", "Wait until jobs have ended."),
     "results": ("dctl.results", "results", "Print or save the results of a job."),
     "cancel": ("dctl.job", "cancel", "Cancel jobs or single tasks."),
+    "logs": ("dctl.task", "logs", "What a task wrote to standard error."),
+    "explain": ("dctl.task", "explain", "Why a task is where it is."),
     "status": ("dctl.status", "status", "The cluster in figures."),
 }
 NOUNS: Final = {
-    "job": ("dctl.job", "job", "List, show and cancel jobs."),
+    "job": ("dctl.job", "job", "List, show, retry and cancel jobs."),
     "task": ("dctl.task", "task", "List and show tasks."),
     "worker": ("dctl.worker", "worker", "List workers."),
     "def": ("dctl.definition", "definition", "List and show definitions."),

@@ -1,4 +1,4 @@
-"""Jobs: list, show, wait, cancel."""
+"""Jobs: list, show, wait, retry, cancel."""
 
 import sys
 
@@ -25,7 +25,7 @@ COLUMNS = (
 
 @click.group()
 def job() -> None:
-    """List, show and cancel jobs."""
+    """List, show, retry and cancel jobs."""
 
 
 @job.command(
@@ -118,6 +118,33 @@ def cancel(targets: tuple[str, ...], yes: bool, mode: Mode = "text") -> None:
 def cancel_job(ctx: click.Context, targets: tuple[str, ...], yes: bool, mode: Mode = "text") -> None:
     """Cancel jobs, or single tasks of them: the same as `dctl cancel`."""
     ctx.invoke(cancel, targets=targets, yes=yes, mode=mode)
+
+
+@job.command(
+    "retry", epilog="\b\nExamples:\n  dctl job retry 42\n  dctl job retry last --failed\n  dctl wait last --progress"
+)
+@click.argument("job", metavar="JOB")
+@click.option("--failed", is_flag=True, help="Only the failed tasks, not the cancelled and the skipped ones.")
+@output_options
+def retry_job(job: str, failed: bool, mode: Mode = "text") -> None:
+    """Queue again the tasks of a job that failed, were cancelled or were skipped. What is done stays done."""
+    with connect() as client:
+        number = job_number(client, job)
+        before = client.document(number).counts
+        document = client.retry(number, failed_only=failed)
+    if mode == "json":
+        output.print_json(document)
+    elif mode == "quiet":
+        output.write(f"{document.job}\n")
+    else:
+        count = before.failed if failed else before.failed + before.cancelled + before.skipped
+        tasks = f"{count} task{'' if count == 1 else 's'}"
+        none = "has no failed task" if failed else "has no failed, cancelled or skipped task"
+        message(
+            f"job {number}: {tasks} queued again; wait: dctl wait {number} --progress"
+            if count
+            else f"job {number} {none}, so nothing was queued again"
+        )
 
 
 def _chosen(client: Client, targets: tuple[str, ...]) -> dict[int, list[int]]:

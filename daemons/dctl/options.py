@@ -78,6 +78,26 @@ class ParamType(click.ParamType[tuple[str, str]]):
         return key, text
 
 
+class MatrixType(click.ParamType[tuple[str, list[str]]]):
+    """`K=a,b,c`, a parameter and the values that it takes in turn."""
+
+    name = "K=a,b,c"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, list[str]]:
+        """The name, and the values between the commas."""
+        if isinstance(value, tuple):
+            return value
+        key, equals, text = value.partition("=")
+        if not (key and equals and text):
+            self.fail(
+                f"{value!r} is not K=a,b,c; write a parameter's name, = and its values with commas between them, "
+                "for example size=10,20,30",
+                param,
+                ctx,
+            )
+        return key, text.split(",")
+
+
 def gathered(pairs: tuple[tuple[str, str], ...]) -> dict[str, str | list[str]]:
     """Parameters by name; one given several times is a list."""
     params: dict[str, str | list[str]] = {}
@@ -114,11 +134,11 @@ def connect() -> Client:
 
 
 def job_number(client: Client, text: str) -> int:
-    """A job's number; `last` is the newest job. UsageError for anything else."""
+    """A job's number; `last` is this user's newest job. UsageError for anything else."""
     if text == "last":
-        jobs = client.jobs()
+        jobs = client.jobs(mine=True)
         if not jobs:
-            raise UsageError("there is no job yet, so `last` names none; submit one")
+            raise UsageError("you have no job here yet, so `last` names none; submit one, or see: dctl job list")
         return max(document.job for document in jobs)
     if not (text.isascii() and text.isdigit() and len(text) <= _DIGITS_MAX):
         raise UsageError(f"{text!r} is not a job's number; for example 42, or `last`; see: dctl job list")

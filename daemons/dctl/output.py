@@ -65,6 +65,16 @@ def print_card(mode: Mode, document: object, identity: str, pairs: Iterable[tupl
         write(card(pairs))
 
 
+def as_text(data: bytes) -> tuple[str, str]:
+    """Bytes as JSON can carry them, and how: `utf-8` or `base64`."""
+    try:
+        return data.decode(), "utf-8"
+    except UnicodeDecodeError:
+        from base64 import b64encode
+
+        return b64encode(data).decode(), "base64"
+
+
 def print_json(document: object) -> None:
     """One JSON document, in one line; indented for a terminal."""
     body = msgspec.json.encode(document)

@@ -1,6 +1,5 @@
 """The results of a job: printed in task order, as JSON, or one file a task."""
 
-import base64
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -24,29 +23,36 @@ LAST_LINE_CHARS: Final = 200
 
 
 class Form(msgspec.Struct, frozen=True):
-    """How results are given out: `sep` None adds a line end where one is missing."""
+    """How results are given out: `sep` None adds a line end where one is missing; `stderr`: standard error too."""
 
     json: bool = False
     sep: str | None = None
     folder: Path | None = None
+    stderr: bool = False
 
 
 class Tally:
-    """What became of the tasks that were given out; the first failures are told at once."""
+    """What became of the tasks that were given out; the first failures are told at once.
 
-    def __init__(self) -> None:
+    With `stderr` all are, and what each task wrote to standard error goes to ours, as if it had run here.
+    """
+
+    def __init__(self, *, stderr: bool = False) -> None:
         self._tasks = 0
+        self._stderr = stderr
         self._without: dict[str, int] = {}
 
     def count(self, result: TaskResult) -> None:
         """Count one task."""
         self._tasks += 1
+        if self._stderr and result.record.stderr:
+            _pass_on(result.record.stderr)
         if result.ok:
             return
         number = self._without.get(result.state, 0) + 1
         self._without[result.state] = number
-        if result.state == "failed" and number <= FAILURES_SHOWN:
-            message(_failure(result))
+        if result.state == "failed" and (self._stderr or number <= FAILURES_SHOWN):
+            message(_failure(result, quote=not self._stderr))
 
     def exit_code(self) -> int:
         """0 if every task had a result; else 1, with a sentence that sums up."""
@@ -103,7 +109,7 @@ def chosen_form(mode: Mode, sep: str | None, folder: str | None) -> Form:
 
 def print_results(found: Iterable[TaskResult], form: Form, *, lines: bool = False, quiet: bool = False) -> int:
     """Give out results as they come; the exit code. `lines`: JSON lines in place of one list."""
-    tally = Tally()
+    tally = Tally(stderr=form.stderr)
     if form.json:
         _print_json(found, tally, lines)
     else:
@@ -185,17 +191,21 @@ def document(result: TaskResult) -> ResultDocument:
     elif result.blob is not None:
         shown.sha256, shown.bytes = result.blob.sha256.hex(), result.blob.size
     else:
-        data = result.read()
-        try:
-            shown.result, shown.encoding = data.decode(), "utf-8"
-        except UnicodeDecodeError:
-            shown.result, shown.encoding = base64.b64encode(data).decode(), "base64"
+        shown.result, shown.encoding = output.as_text(result.read())
     return shown
 
 
-def _failure(result: TaskResult) -> str:
-    """A sentence on a task without a result, with the last line it wrote to standard error."""
+def _failure(result: TaskResult, *, quote: bool) -> str:
+    """A sentence on a task without a result; with `quote` the last line that it wrote to standard error."""
     said = result.record.stderr.decode("utf-8", "replace").rstrip().rpartition("\n")[2].strip()
-    tail = f": {clean(said[:LAST_LINE_CHARS])}" if said else ""
+    tail = f": {clean(said[:LAST_LINE_CHARS])}" if said and quote else ""
     why = f" ({result.why()})" if result.why() != result.state else ""
     return f"task {result.task} {result.state}{why}{tail}"
+
+
+def _pass_on(said: bytes) -> None:
+    """What a task wrote to standard error, as it is, after what was printed before it."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    sys.stderr.buffer.write(said if said.endswith(b"\n") else said + b"\n")
+    sys.stderr.buffer.flush()

@@ -4,6 +4,7 @@ import shlex
 from typing import Any, Final
 
 import click
+from msgspec.structs import replace
 
 from dctl.options import DurationType, RangeType, connect, output_options
 from dctl.output import Mode
@@ -14,6 +15,21 @@ from districomp.placeholders import escape_argument, run_template
 
 DEFINITION: Final = "shell"
 SEPARATOR: Final = ":::"
+ELSEWHERE: Final = {
+    "-a": "items from a file are --each-line F",
+    "--arg-file": "items from a file are --each-line F",
+    "-j": "each worker runs as many at once as it has slots: dworker --slots N",
+    "--jobs": "each worker runs as many at once as it has slots: dworker --slots N",
+    "-k": "results always come in the order of the items",
+    "--keep-order": "results always come in the order of the items",
+    "--halt": "to stop after failures give --max-fails N",
+    "--bar": "a progress bar is --progress",
+    "--eta": "a progress bar is --progress",
+    "--results": "results go to files with --dir D",
+    "--retries": "shell tries once; write a definition with `retries`: dctl def new",
+    "--joblog": "what became of each task is: dctl task list last --json",
+}
+"""What GNU parallel calls otherwise than we do."""
 
 EPILOG = """\b
 Examples:
@@ -21,14 +37,31 @@ Examples:
   dctl run --range 1..100 -- factor             the item goes where {} stands, else last
   dctl run --each-line urls.txt -- curl -s {}
   dctl run 'gzip -9 -c' ::: one                 a single argument is split into words
-  dctl run -- sh -c 'echo $DISTRICOMP_ITEM | rev' sh {} ::: abc
+  dctl run -- sh -c 'echo "$1" | rev' sh {} ::: abc
+  dctl run --dry-run 'convert {} {}.png' ::: *.jpg
 
 \b
 No shell is involved unless you name one. An item is also on standard input.
+What the commands write to standard error is shown, and the exit code is 1 if one fails.
 """
 
 
-@click.command(epilog=EPILOG, context_settings={"allow_interspersed_args": False})
+class RunCommand(click.Command):
+    """A command that tells users of GNU parallel what an option is called here."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click does."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            error.ctx = error.ctx or ctx
+            hint = ELSEWHERE.get(error.option_name)
+            if hint:
+                raise click.UsageError(f"there is no option {error.option_name}; {hint}", ctx) from error
+            raise
+
+
+@click.command(cls=RunCommand, epilog=EPILOG, context_settings={"allow_interspersed_args": False})
 @click.option("--each-line", metavar="F|-", help="A task for each line of F, or of standard input.")
 @click.option("--range", "numbers", type=RangeType(), help="A task for each number from A to B, both included.")
 @click.option("--name", default="", metavar="LABEL", help="A name for people.")
@@ -37,6 +70,7 @@ No shell is involved unless you name one. An item is also on standard input.
 @click.option("--sep", metavar="S", help="Put S after each result, instead of a line end where one is missing.")
 @click.option("--timeout", type=DurationType(), help="Stop waiting after this time; the job goes on (exit code 124).")
 @click.option("--max-fails", type=click.IntRange(1), metavar="N", help="At N failed tasks the rest is cancelled.")
+@click.option("--dry-run", is_flag=True, help="Check everything, show three tasks as they would run, run nothing.")
 @output_options
 @click.argument("words", metavar="CMD [ARG...] [::: ITEM...]", nargs=-1, type=click.UNPROCESSED)
 def run(
@@ -50,6 +84,7 @@ def run(
     sep: str | None,
     timeout: float | None,
     max_fails: int | None,
+    dry_run: bool,
     mode: Mode = "text",
 ) -> int:
     """Run CMD once, or once for each item, on the cluster; print what it prints, in order.
@@ -65,8 +100,12 @@ def run(
     if items is not None:
         keywords = {"items": [item.encode("utf-8", "surrogateescape") for item in items]}
     argv = templated(command_words(command), has_items=bool(keywords))
-    form = chosen_form(mode, sep, folder)
+    form = replace(chosen_form(mode, sep, folder), stderr=True)
     with connect() as client:
+        if dry_run:
+            from dctl.rehearsal import rehearse
+
+            return rehearse(client, DEFINITION, {"argv": argv}, mode, **keywords)
         job = submitted(client, DEFINITION, None, params={"argv": argv}, name=name, max_fails=max_fails, **keywords)
         return finish(client, job, After(progress=progress, results=form, timeout=timeout))
 
@@ -74,8 +113,15 @@ def run(
 def split_items(words: list[str]) -> tuple[list[str], list[str] | None]:
     """The command, and the items after `:::`; None without one."""
     if SEPARATOR not in words:
+        if "::::" in words:
+            raise UsageError(":::: is not known here; items from a file are --each-line F, before the command")
         return words, None
     place = words.index(SEPARATOR)
+    if SEPARATOR in words[place + 1 :]:
+        raise UsageError(
+            "::: stands there twice, and one submission has one list of items; for each combination of several "
+            "parameters write a definition and give it --matrix"
+        )
     if place + 1 == len(words):
         raise UsageError("::: stands there without an item; name at least one after it")
     return words[:place], words[place + 1 :]

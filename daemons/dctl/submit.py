@@ -10,7 +10,7 @@ import click
 import msgspec
 
 from dctl import output
-from dctl.options import DurationType, ParamType, RangeType, connect, gathered, output_options
+from dctl.options import DurationType, MatrixType, ParamType, RangeType, connect, gathered, output_options
 from dctl.output import Mode, message
 from dctl.progress import EXIT_INTERRUPTED, exit_code, going_on, wait_for
 from dctl.results import Form, chosen_form, print_results
@@ -19,7 +19,7 @@ from districomp.client_items import CHUNK_BYTES, GivenItem, Large, Lines, read_l
 from districomp.errors import UsageError
 
 EACH_FILE: Final = "--each-file"
-FORMS: Final = "--data, --data-file, --each-line, --each-file, --range"
+FORMS: Final = "--data, --data-file, --each-line, --each-file, --range, --matrix"
 
 
 class SubmitCommand(click.Command):
@@ -63,11 +63,12 @@ class Inputs(msgspec.Struct, frozen=True):
     each_line: str | None = None
     each_file: tuple[str, ...] = ()
     numbers: range | None = None
+    matrix: tuple[tuple[str, list[str]], ...] = ()
 
     def as_keywords(self) -> dict[str, Any]:
         """The arguments of `Client.submit`. UsageError if there are several forms."""
         given = [form for form in (self.data, self.data_file, self.each_line, self.numbers) if form is not None]
-        if len(given) + bool(self.each_file) > 1:
+        if len(given) + bool(self.each_file) + bool(self.matrix) > 1:
             raise UsageError(f"one submission has one form of input; give only one of {FORMS}")
         if "" in (self.data_file, self.each_line, *self.each_file):
             raise UsageError("a path is empty; name a file (is a variable of the shell unset?)")
@@ -81,7 +82,19 @@ class Inputs(msgspec.Struct, frozen=True):
         if self.each_file:
             _check_files(self.each_file)
             return {"files": self.each_file}
+        if self.matrix:
+            return {"matrix": _matrix(self.matrix)}
         return {"range": self.numbers} if self.numbers is not None else {}
+
+
+def _matrix(pairs: tuple[tuple[str, list[str]], ...]) -> dict[str, list[str]]:
+    """The values by parameter. UsageError if one is given twice: which of the two was meant?"""
+    matrix: dict[str, list[str]] = {}
+    for name, values in pairs:
+        if name in matrix:
+            raise UsageError(f"--matrix {name} is given twice; write all its values after one: {name}=a,b,c")
+        matrix[name] = values
+    return matrix
 
 
 class After(msgspec.Struct, frozen=True):
@@ -99,10 +112,12 @@ Examples:
   dctl submit checksum --each-file *.iso --results
   find . -name '*.py' | dctl submit count --each-line - --name nightly
   dctl submit report --data 'x = 1' --wait --timeout 10min
+  dctl submit train --matrix rate=0.1,0.01 --matrix seed=1,2,3 --max-fails 2
+  dctl submit render --range 0..63 --param scene=a.pov --dry-run
 
 \b
-One form of input: --data, --data-file, --each-line, --each-file or --range; without
-one the job is a single task without input. The same --request-id gives the same job.
+One form of input: --data, --data-file, --each-line, --each-file, --range or --matrix;
+without one the job is a single task without input. The same --request-id gives the same job.
 """
 
 
@@ -113,6 +128,12 @@ one the job is a single task without input. The same --request-id gives the same
 @click.option("--each-line", metavar="F|-", help="A task for each line of F, or of standard input.")
 @click.option("--each-file", metavar="PATH...", multiple=True, help="A task for each file named up to the next option.")
 @click.option("--range", "numbers", type=RangeType(), help="A task for each number from A to B, both included.")
+@click.option(
+    "--matrix",
+    type=MatrixType(),
+    multiple=True,
+    help="A task for each value of a parameter; given again for each combination, the last varies fastest.",
+)
 @click.option("--param", "params", type=ParamType(), multiple=True, help="A parameter; given again it becomes a list.")
 @click.option("--name", default="", metavar="LABEL", help="A name for people.")
 @click.option("--request-id", type=click.UUID, help="Repeat a submission: the same UUID gives the same job.")
@@ -121,6 +142,7 @@ one the job is a single task without input. The same --request-id gives the same
 @click.option("--results", is_flag=True, help="Wait, and print the results in task order.")
 @click.option("--timeout", type=DurationType(), help="Stop waiting after this time; the job goes on (exit code 124).")
 @click.option("--max-fails", type=click.IntRange(1), metavar="N", help="At N failed tasks the rest is cancelled.")
+@click.option("--dry-run", is_flag=True, help="Check everything, show three tasks as they would run, submit nothing.")
 @output_options
 def submit(
     *,
@@ -133,6 +155,7 @@ def submit(
     results: bool,
     timeout: float | None,
     max_fails: int | None,
+    dry_run: bool,
     mode: Mode = "text",
     **inputs: Any,
 ) -> int:
@@ -144,6 +167,10 @@ def submit(
     after = After(wait or progress or timeout is not None, progress, form, timeout)
     keywords = Inputs(**inputs).as_keywords()
     with connect() as client:
+        if dry_run:
+            from dctl.rehearsal import rehearse  # only who rehearses needs the definition's rules here
+
+            return rehearse(client, definition, gathered(params), mode, **keywords)
         job = submitted(
             client,
             definition,

@@ -1,12 +1,36 @@
-"""Tasks: list, show."""
+"""Tasks: list, show, their standard error, and why they are where they are."""
+
+import signal
+import sys
+from typing import Final
 
 import click
+import msgspec
 
 from dctl import output
 from dctl.options import connect, job_number, output_options, task_number
-from dctl.output import Column, Mode
-from districomp.documents import AttemptDocument, TaskDocument
-from districomp.model import STATE_NAMES
+from dctl.output import Column, Mode, message
+from districomp.documents import AttemptDocument, ExplainDocument, TaskDocument
+from districomp.model import STATE_NAMES, STDERR_TAIL_BYTES, WORKER_LOSSES_MAX, task_text
+
+LAST_LINE_CHARS: Final = 200
+ENDED_CAUSE: Final = "ended"
+"""The cause that the coordinator gives for a task whose last attempt says why."""
+WORDS: Final = {
+    "done": "it succeeded",
+    "timeout": "it took longer than limits.time of its definition allows",
+    "memory": "it used more memory than limits.memory of its definition allows",
+    "processes": "it had more processes than limits.processes of its definition allows",
+    "disk": "there was no room for it on the disk",
+    "result_too_large": "its result was larger than limits.result of its definition allows",
+    "output_invalid": "its program answered otherwise than the format of its definition says",
+    "cancelled": "it was cancelled while it ran",
+    "worker_lost": "its worker was lost",
+    "worker_stopped": "its worker stopped",
+    "crash_limit": f"its worker was lost {WORKER_LOSSES_MAX} times while it ran there",
+    "not_started": "its program could not be started",
+    "outcome_unknown": "nobody knows whether it ran, and its definition says that it must never run twice",
+}
 
 
 def _last(task: TaskDocument) -> AttemptDocument | None:
@@ -86,4 +110,111 @@ def show_task(task: str, mode: Mode = "text") -> None:
     output.write("\n" + output.table(document.attempts, ATTEMPT_COLUMNS))
     said = document.attempts[-1].stderr_tail
     if said:
-        output.write(f"\nstandard error of the last attempt:\n{output.clean(said).rstrip()}\n")
+        heading = _heading(document.attempts[-1])
+        output.write(f"\n{heading}:\n{output.clean(said).rstrip()}\n")
+
+
+class LogDocument(msgspec.Struct):
+    """`dctl logs --json`. `attempt` counts from 1; `whole` false: there may have been more before it."""
+
+    task: str
+    attempt: int
+    stderr: str
+    encoding: str
+    whole: bool
+
+
+@click.command(
+    epilog="\b\nExamples:\n  dctl logs 42.7\n  dctl logs last.0 | less\n  dctl logs 42.7 --json | jq -r .stderr"
+)
+@click.argument("task", metavar="TASK")
+@output_options
+def logs(task: str, mode: Mode = "text") -> int:
+    """Print what the last attempt of a task that ended wrote to standard error, byte by byte.
+
+    Its last 64 KiB are kept; a message says when there may have been more. Exit code 1 if no attempt has ended yet.
+    """
+    with connect() as client:
+        job, index = task_number(client, task)
+        found = client.stderr(job, index)
+        document = client.task(job, index) if mode == "text" or found is None else None
+    if found is None:
+        assert document is not None
+        message(
+            f"task {document.task} is {document.state}, and no attempt of it has ended; why: dctl explain {document.task}"
+        )
+        return 1
+    attempt, said = found
+    whole = len(said) < STDERR_TAIL_BYTES
+    if mode == "json":
+        text, encoding = output.as_text(said)
+        output.print_json(LogDocument(task_text(job, index), attempt, text, encoding, whole))
+    elif mode == "quiet":
+        output.write(f"{task_text(job, index)}\n")
+    else:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(said)
+        if said and not said.endswith(b"\n") and sys.stdout.isatty():
+            sys.stdout.buffer.write(b"\n")
+        sys.stdout.buffer.flush()
+        if not whole:
+            message(f"these are the last {STDERR_TAIL_BYTES // 1024} KiB; what came before is not kept")
+        if document is not None and len(document.attempts) > attempt:
+            message(f"this was attempt {attempt}; another one runs now")
+    return 0
+
+
+@click.command(epilog="\b\nExamples:\n  dctl explain 42.7\n  dctl explain last.0 --json | jq -r .cause")
+@click.argument("task", metavar="TASK")
+@output_options
+def explain(task: str, mode: Mode = "text") -> None:
+    """Say why a task is where it is: what it waits for, where it runs, or why it ended as it did."""
+    with connect() as client:
+        job, index = task_number(client, task)
+        document = client.explain(job, index)
+        if document.cause == ENDED_CAUSE:
+            document = ended(client.task(job, index))
+    if mode == "json":
+        output.print_json(document)
+    elif mode == "quiet":
+        output.write(f"{document.task}\n")
+    else:
+        output.write(output.clean(f"task {document.task}, {document.state}: {document.text}") + "\n")
+
+
+def ended(task: TaskDocument) -> ExplainDocument:
+    """Why a task ended as it did: its last attempt, in words."""
+    attempt = _last(task)
+    if attempt is None or attempt.reason is None:
+        # It was cancelled or passed over before any worker had it, or is being retried since we asked.
+        cause = {"cancelled": "cancelled", "skipped": "skipped"}.get(task.state, task.state)
+        return ExplainDocument(task.task, task.state, cause, "no attempt was ever made")
+    words = f"attempt {len(task.attempts)} on worker {attempt.worker}: {_in_words(attempt)}"
+    if task.state == "cancelled" and attempt.reason != "cancelled":
+        words = f"it was cancelled before its next attempt; {words}"
+    said = attempt.stderr_tail.rstrip()
+    if said and attempt.reason == "not_started":
+        words = f"{words}. {said}"
+    elif said and attempt.reason != "done":
+        last = said.rpartition("\n")[2].strip()[:LAST_LINE_CHARS]
+        words = f"{words}. Its last words: {last!r}; all of them: dctl logs {task.task}"
+    return ExplainDocument(task.task, task.state, attempt.reason, words)
+
+
+def _in_words(attempt: AttemptDocument) -> str:
+    if attempt.reason == "exit":
+        return f"its program ended with exit code {attempt.exit_code}"
+    if attempt.reason == "signal":
+        return f"its program was ended by signal {attempt.signal}{_signal_name(attempt.signal)}"
+    return WORDS.get(attempt.reason or "", attempt.reason or "")
+
+
+def _signal_name(number: int | None) -> str:
+    try:
+        return f" ({signal.Signals(number or 0).name})"
+    except ValueError:
+        return ""
+
+
+def _heading(attempt: AttemptDocument) -> str:
+    return "why it was not started" if attempt.reason == "not_started" else "standard error of the last attempt"

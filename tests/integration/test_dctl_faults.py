@@ -70,7 +70,7 @@ def start() -> Iterator[Start]:
         (["run", "--each-line", "-", "echo", ":::", "a"], "one form of input"),
         (["job", "show", "77"], "no job 77"),
         (["wait", "first"], "not a job's number"),
-        (["results", "last"], "no job yet"),
+        (["results", "last"], "no job here yet"),
         (["results", "1", "--dir", "/proc/none"], "--dir /proc/none"),
         (["results", "1", "--dir", "x", "--json"], "--dir"),
         (["task", "show", "7"], "not a task id"),

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dctl.__main__ import COMMANDS, cli
-from dctl.options import DurationType, ParamType, RangeType, gathered, job_number, task_number
+from dctl.options import DurationType, MatrixType, ParamType, RangeType, gathered, job_number, task_number
 from dctl.run import command_words, split_items, templated
 from dctl.submit import Inputs, spread_paths
 from districomp.arguments import substitute
@@ -69,6 +69,21 @@ def test_what_is_no_duration(text: str) -> None:
 def test_parameters_given_again_become_a_list() -> None:
     pairs = [ParamType().convert(text, None, None) for text in ("a=1", "b=x=y", "a=2", "c=", "a=3")]
     assert gathered(tuple(pairs)) == {"a": ["1", "2", "3"], "b": "x=y", "c": ""}
+
+
+def test_a_matrix_has_a_name_and_values() -> None:
+    pairs = tuple(MatrixType().convert(text, None, None) for text in ("a=1,2", "b=x=y,,z"))
+    assert Inputs(matrix=pairs).as_keywords() == {"matrix": {"a": ["1", "2"], "b": ["x=y", "", "z"]}}
+    with pytest.raises(UsageError, match="--matrix a is given twice"):
+        Inputs(matrix=(*pairs, pairs[0])).as_keywords()
+    with pytest.raises(UsageError, match="one form of input"):
+        Inputs(matrix=pairs, data="x").as_keywords()
+
+
+@pytest.mark.parametrize("text", ["", "a", "=b", "=", "a="])
+def test_what_is_no_matrix(text: str) -> None:
+    with pytest.raises(click.BadParameter):
+        MatrixType().convert(text, None, None)
 
 
 @pytest.mark.parametrize("text", ["", "a", "=b", "="])
@@ -146,7 +161,9 @@ def test_run_without_items_executes_the_words_as_they_are(words: list[str]) -> N
 def test_items_stand_after_three_colons() -> None:
     assert split_items(["echo", "a"]) == (["echo", "a"], None)
     assert split_items(["echo", ":::", "a", "b"]) == (["echo"], ["a", "b"])
-    assert split_items(["echo", ":::", "a", ":::"]) == (["echo"], ["a", ":::"])
+    for words in (["echo", ":::", "a", ":::", "b"], ["echo", "::::", "file"]):
+        with pytest.raises(UsageError, match=":::"):
+            split_items(words)
     with pytest.raises(UsageError, match="without an item"):
         split_items(["echo", ":::"])
 
