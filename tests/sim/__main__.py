@@ -9,7 +9,9 @@ from tests.sim.world import Summary, simulate
 
 def main() -> int:
     """The exit code: 0 only if every promise held and every kind of fault was there."""
-    parser = argparse.ArgumentParser(prog="python -m tests.sim", description="The real cores in virtual time, under faults.")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.sim", description="The real cores in virtual time, under faults."
+    )
     parser.add_argument("--seed", type=int, default=1, help="what everything is drawn from (default 1)")
     parser.add_argument("--workers", type=int, default=20)
     parser.add_argument("--tasks", type=int, default=1000)
@@ -22,7 +24,9 @@ def main() -> int:
         missing = [kind for kind, count in summary.faults.items() if not count]
         if missing:
             print(f"no fault of the kind: {', '.join(missing)}")
-            print(f"to see this again: python -m tests.sim --seed {seed} --workers {options.workers} --tasks {options.tasks}")
+            print(
+                f"to see this again: python -m tests.sim --seed {seed} --workers {options.workers} --tasks {options.tasks}"
+            )
             return 1
     return 0
 
@@ -30,10 +34,16 @@ def main() -> int:
 def show(summary: Summary, real_s: float) -> None:
     """A run, for people. The first line is the only one that differs from machine to machine."""
     print(f"seed {summary.seed}: sound, {real_s:.1f} s, {summary.events / real_s:,.0f} events/s")
-    print(f"  {summary.workers} workers with {summary.slots} slots, {summary.tasks} tasks in {summary.jobs} jobs, lease {summary.lease_s:g} s")
-    print(f"  {summary.virtual_s:,.0f} virtual seconds (healed after {summary.healed_after_s:,.0f}), {summary.events:,} events, {summary.commits:,} commits, {summary.epochs} epochs")
+    print(
+        f"  {summary.workers} workers with {summary.slots} slots, {summary.tasks} tasks in {summary.jobs} jobs, lease {summary.lease_s:g} s"
+    )
+    print(
+        f"  {summary.virtual_s:,.0f} virtual seconds (healed after {summary.healed_after_s:,.0f}), {summary.events:,} events, {summary.commits:,} commits, {summary.epochs} epochs"
+    )
     states = ", ".join(f"{count} {state}" for state, count in summary.tasks_by_state.items() if count)
-    print(f"  tasks: {states}; {summary.attempts} attempts, {summary.attempts_lost} lost, {summary.retries} retries, {summary.refused_reports} reports refused since the last start")
+    print(
+        f"  tasks: {states}; {summary.attempts} attempts, {summary.attempts_lost} lost, {summary.retries} retries, {summary.refused_reports} reports refused since the last start"
+    )
     print("  faults: " + ", ".join(f"{count} {kind}" for kind, count in summary.faults.items()))
 
 

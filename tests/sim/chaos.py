@@ -4,38 +4,38 @@ Knows how each kind is done to the simulated machines; when and how often is the
 """
 
 from collections.abc import Callable
-from random import Random
 from typing import Final
 
 from dcoord.core.events import DefinitionsChanged, SpaceLeft
 from tests.sim.client import Client
 from tests.sim.coordinator import FULL_BYTES, ROOMY_BYTES, Coordinator
-from tests.sim.faults import PER_WORKER, Tally
-from tests.sim.loop import Loop
+from tests.sim.faults import PER_WORKER
 from tests.sim.profiles import edited
-from tests.sim.worker import Host, Surroundings, WorkerProcess
+from tests.sim.stage import Stage
+from tests.sim.worker import Host, WorkerProcess
 
-AGAIN_S: Final = 0.2
+AGAIN_S_FIRST: Final = 0.2
+AGAIN_S_MAX: Final = 2.0
 ARMED: Final = ("coordinator crash before commit", "coordinator crash before send", "disk full")
-"""Faults that wait for the next commit."""
+"""Faults that wait for the next commit; counted when they strike."""
+COUNTED_LATER: Final = ("late result", "client cut")
+"""Counted when the result comes, and when the submission is cut."""
 
 
 class Chaos:
     """The hand that breaks things."""
 
-    def __init__(
-        self, around: Surroundings, hosts: list[Host], clients: list[Client], plan: list[tuple[float, str]]
-    ) -> None:
-        self.around = around
-        self.loop: Loop = around.loop
-        self.random: Random = around.random
-        self.tally: Tally = around.tally
-        self.coordinator: Coordinator = around.coordinator
-        self.lease_s = self.coordinator.settings.lease_s
+    def __init__(self, stage: Stage, coordinator: Coordinator, hosts: list[Host], clients: list[Client]) -> None:
+        self.stage = stage
+        self.loop = stage.loop
+        self.random = stage.random
+        self.tally = stage.tally
+        self.lease_s = stage.lease_s
+        self.coordinator = coordinator
         self.hosts = hosts
         self.clients = clients
         self.doubles: list[Host] = []
-        self.left = len(plan)
+        self.left = 0
         self.is_over = False
         self._kinds: dict[str, Callable[[], bool]] = {
             "coordinator crash": self._crash_coordinator,
@@ -58,29 +58,31 @@ class Chaos:
             "long delay": self._delay,
             "hung attempt": lambda process: process.runner.hang(),
         }
+
+    def follow(self, plan: list[tuple[float, str]]) -> None:
+        """Inject these, each at its time or soon after."""
+        self.left += len(plan)
         for time, kind in plan:
             self.loop.at(time, self._inject, kind)
 
     def is_spent(self) -> bool:
         """Whether every planned fault has been."""
-        return self.left == 0 and not self.coordinator.armed and not self.tally.missing()
+        return self.left == 0 and not self.coordinator.armed
 
-    def _inject(self, kind: str) -> None:
+    def _inject(self, kind: str, again_s: float = AGAIN_S_FIRST) -> None:
         if self.is_over:
             return
         if kind in ARMED:
             self.coordinator.armed.append(kind)
         elif not (self._on_some_worker(kind) if kind in PER_WORKER else self._kinds[kind]()):
-            self.loop.after(AGAIN_S, self._inject, kind)
+            self.loop.after(again_s, self._inject, kind, min(AGAIN_S_MAX, 1.5 * again_s))
             return
-        # A late result is counted when it comes, and the faults that are armed when they strike.
-        if kind not in ARMED and kind != "late result":
+        if kind not in ARMED and kind not in COUNTED_LATER:
             self.tally.count(kind)
         self.left -= 1
 
     def _on_some_worker(self, kind: str) -> bool:
-        host = self.random.choice(self.hosts)
-        process = host.process
+        process = self.random.choice(self.hosts).process
         return process is not None and self._worker_kinds[kind](process)
 
     # ---- workers ----
@@ -144,7 +146,7 @@ class Chaos:
         host = self.random.choice(self.hosts)
         if host.process is None:
             return False
-        double = Host(self.around, host.worker, self.random.randint(1, 4))
+        double = Host(self.stage, self.coordinator, host.worker, self.random.randint(1, 4))
         self.doubles.append(double)
         double.start()
         self.loop.after(self.random.uniform(0.2, 2.0) * self.lease_s, self._retire, double)
@@ -183,23 +185,28 @@ class Chaos:
 
     def _edit(self) -> bool:
         name = self.random.choice(list(self.coordinator.definitions))
-        self.coordinator.definitions[name] = edited(self.coordinator.definitions[name], self.tally.counts["definition edited"])
+        self.coordinator.definitions[name] = edited(
+            self.coordinator.definitions[name], self.tally.counts["definition edited"]
+        )
         self.coordinator.feed(DefinitionsChanged(dict(self.coordinator.definitions)))
         return True
 
     def _cut_client(self) -> bool:
-        return self.random.choice(self.clients).cut()
+        self.random.choice(self.clients).cuts_wanted += 1
+        return True
 
     # ---- the end of it ----
 
     def heal(self) -> None:
         """No fault happens any more, and what is broken comes back."""
         self.is_over = True
+        for client in self.clients:
+            client.cuts_wanted = 0
         coordinator = self.coordinator
         coordinator.armed.clear()
         coordinator.slow_until = coordinator.full_until = coordinator.short_until = 0.0
         self._make_room()
-        self.around.rates.heal()
+        self.stage.rates.heal()
         coordinator.start()
         for double in self.doubles:
             self._retire(double)

@@ -1,6 +1,5 @@
 """A client in the simulator: submits, submits again when it has heard nothing, cancels, and reads results to the end."""
 
-from random import Random
 from typing import Final
 
 import msgspec
@@ -22,10 +21,9 @@ from districomp.messages import (
     Welcome,
 )
 from districomp.model import DONE, QUEUED
-from tests.sim.faults import Tally
-from tests.sim.loop import Loop
-from tests.sim.network import End, Network
-from tests.sim.oracle import Oracle, promise
+from tests.sim.network import End
+from tests.sim.oracle import promise
+from tests.sim.stage import Stage
 from tests.sim.submission import Submission
 
 PATIENCE_S: Final = 20.0
@@ -49,18 +47,18 @@ class Reading:
 class Client:
     """One client with one connection, made again whenever it breaks."""
 
-    def __init__(
-        self, loop: Loop, random: Random, network: Network, oracle: Oracle, tally: Tally, wanted: list[Submission]
-    ) -> None:
-        self.loop = loop
-        self.random = random
-        self.network = network
-        self.oracle = oracle
-        self.tally = tally
+    def __init__(self, stage: Stage, wanted: list[Submission]) -> None:
+        self.loop = stage.loop
+        self.random = stage.random
+        self.network = stage.network
+        self.oracle = stage.oracle
+        self.tally = stage.tally
         self.wanted = wanted
         self.readings: dict[str, Reading] = {}
         self.end: End | None = None
         self.is_welcome = False
+        self.cuts_wanted = 0
+        """So many of the next submissions lose their connection."""
         self._decoder = wire.Decoder()
         self._request = 0
         self._asked: dict[int, tuple[str, Submission]] = {}
@@ -68,7 +66,7 @@ class Client:
         self._connection = 0
         self._is_dialing = False
         for submission in wanted:
-            loop.at(submission.due, self._submit, submission)
+            self.loop.at(submission.due, self._submit, submission)
 
     def want(self, submission: Submission) -> None:
         """One more submission."""
@@ -113,12 +111,13 @@ class Client:
         self._asked.clear()
         self.loop.after(self.random.uniform(0.1, 3.0), self._connect)
 
-    def cut(self) -> bool:
-        """The connection breaks; False if there is none with a submission on its way."""
-        if self.end is None or self.end.is_cut or all(kind != "submit" for kind, _ in self._asked.values()):
-            return False
-        self.end.cut(is_seen_here=True, is_seen_there=self.random.random() < 0.7)
-        return True
+    def _break(self, connection: int) -> None:
+        """The connection breaks while a submission is on its way, or has just been answered."""
+        if self.end is not None and connection == self._connection and not self.end.is_cut:
+            self.tally.count("client cut")
+            self.end.cut(is_seen_here=True, is_seen_there=self.random.random() < 0.7)
+        else:
+            self.cuts_wanted += 1
 
     def _lose_patience(self, connection: int, request: int) -> None:
         if self.end is None or connection != self._connection:
@@ -156,6 +155,9 @@ class Client:
         submission.times_sent += 1
         self._request += 1
         self._ask("submit", submission, list(submission.messages(self._request)))
+        if self.cuts_wanted:
+            self.cuts_wanted -= 1
+            self.loop.after(self.random.uniform(0.0, 3.0) * self.network.rates.latency_s, self._break, self._connection)
 
     def _cancel(self, reading: Reading) -> None:
         cancel = reading.submission.cancel

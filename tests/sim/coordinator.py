@@ -13,17 +13,20 @@ from dcoord.core.events import DefinitionsChanged, Degraded, Events, Gone, Paylo
 from dcoord.core.records import Record
 from districomp import wire
 from districomp.messages import Goodbye, Message, Reply, ResultRows, Results
-from districomp.taskdef import Definition
-from tests.sim.faults import Rates, Tally
 from tests.sim.journal import CLUSTER, Journal
-from tests.sim.loop import Clock, Loop
+from tests.sim.loop import Clock
 from tests.sim.network import End
-from tests.sim.oracle import Oracle
+from tests.sim.stage import Stage
 
 ROWS_MAX: Final = 64
 """Rows in one answer to a client."""
 ROOMY_BYTES: Final = 1 << 40
 FULL_BYTES: Final = 1 << 20
+
+
+def draw_outage_s(random: Random, lease_s: float) -> float:
+    """How long something is out of order: mostly a moment, sometimes longer than a lease."""
+    return lease_s * (random.uniform(0.01, 0.2) if random.random() < 0.7 else random.uniform(0.5, 1.5))
 
 
 class Peer:
@@ -41,25 +44,23 @@ class Peer:
 class Coordinator:
     """The machine: what outlives a crash is here, the running process is `process`."""
 
-    def __init__(
-        self, loop: Loop, random: Random, rates: Rates, tally: Tally, oracle: Oracle, lease_s: float, check_every: int
-    ) -> None:
-        self.loop = loop
-        self.random = random
-        self.rates = rates
-        self.tally = tally
-        self.oracle = oracle
-        self.settings = Settings(CLUSTER, "sim", lease_s)
-        self.clock = Clock(loop, 1_000_000.0)
+    def __init__(self, stage: Stage, check_every: int) -> None:
+        self.loop = stage.loop
+        self.random = stage.random
+        self.rates = stage.rates
+        self.tally = stage.tally
+        self.oracle = stage.oracle
+        self.settings = Settings(CLUSTER, "sim", stage.lease_s)
+        self.clock = Clock(stage.loop, 1_000_000.0)
         self.journal = Journal()
-        self.definitions: dict[str, Definition] = {}
+        self.definitions = {name: profile.definition for name, profile in stage.profiles.items()}
         self.process: Process | None = None
         self.last_peer = 0
         self.check_every = check_every
         self.armed: list[str] = []
         """Faults that strike at the next commit."""
         self.slow_until = self.full_until = self.short_until = 0.0
-        oracle.journal = self.journal
+        self.oracle.journal = self.journal
 
     def accept(self, end: End) -> "Process | None":
         """A connection comes in; None while no process runs."""
@@ -82,7 +83,7 @@ class Coordinator:
         process.is_alive = False
         for peer in process.peers.values():
             peer.end.cut(is_seen_here=False, is_seen_there=self.random.random() > self.rates.stay_unaware / 4)
-        self.loop.after(self.random.uniform(0.1, 1.5 * self.settings.lease_s), self.start)
+        self.loop.after(draw_outage_s(self.random, self.settings.lease_s), self.start)
 
     def strike(self, kind: str) -> bool:
         """Whether a fault that was armed strikes now."""
@@ -207,7 +208,7 @@ class Process:
             return
         self._is_busy = False
         if home.strike("disk full"):
-            home.full_until = home.loop.now + home.random.uniform(0.5, 2.0 * home.settings.lease_s)
+            home.full_until = home.loop.now + draw_outage_s(home.random, home.settings.lease_s)
         if home.loop.now < home.full_until:
             self._degrade()
             return
@@ -241,13 +242,10 @@ class Process:
         self.arm()
 
     def _answer(self, batch: list[Events], out: dict[int, bytearray]) -> None:
-        answers: list[tuple[int, Message]] = []
-        for number, request, _job in self.core.answers:
-            answers.append((number, Reply(request, [])))
+        answers: list[tuple[int, Message]] = [(peer, Reply(request, [])) for peer, request, _ in self.core.answers]
         self.core.answers.clear()
-        for event in batch:
-            if isinstance(event, Received) and isinstance(event.message, Results):
-                answers.append((event.peer, self._rows(event.message)))
+        received = [event for event in batch if isinstance(event, Received)]
+        answers += [(event.peer, self._rows(event.message)) for event in received if isinstance(event.message, Results)]
         for number, message in answers:
             if number in self.peers:
                 out.setdefault(number, bytearray()).extend(wire.encode(message))
@@ -292,5 +290,3 @@ class Process:
             self.home.loop.after(0.5, self._probe)
         else:
             self.put(Degraded(""))
-
-

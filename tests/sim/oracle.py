@@ -29,8 +29,8 @@ from tests.sim.submission import Submission
 
 LOST: Final = ("worker_lost", "crash_limit")
 """What the coordinator says of an attempt whose worker it has lost."""
-UNKNOWN: Final = ("worker_lost", "worker_stopped", "outcome_unknown")
-"""What becomes of one that may run only once."""
+STOPPED: Final = ("worker_stopped", "cancelled")
+"""What a worker says of an attempt that it was told to stop; it may not count against the task."""
 
 
 class BrokenPromiseError(AssertionError):
@@ -141,7 +141,9 @@ class Oracle:
         truth = self.jobs[outcome.job]
         promise(not truth.is_ended, f"job {outcome.job} has ended, and something is recorded for it")
         if outcome.sweep is not None:
-            promise(truth.submission.is_cancelled(None) or self._has_failed_enough(truth), f"job {truth.job}: why swept?")
+            promise(
+                truth.submission.is_cancelled(None) or self._has_failed_enough(truth), f"job {truth.job}: why swept?"
+            )
             truth.states = truth.states.replace(bytes((QUEUED,)), bytes((outcome.sweep,)))
         for place, index in enumerate(outcome.indexes):
             state = outcome.states[place] if outcome.states else DONE
@@ -171,7 +173,7 @@ class Oracle:
         index, state, reason = outcome.indexes[place], outcome.states[place], outcome.reasons[place]
         definition = truth.definition
         promise(state in (QUEUED, FAILED), f"task {name} became {STATE_NAMES[state]}")
-        promise(reason not in ("done", "cancelled"), f"task {name}: an attempt that ended {reason} counts as a failure")
+        promise(reason != "done", f"task {name}: an attempt that is done counts as a failure")
         self.retries += state == QUEUED
         if reason in LOST or reason == "outcome_unknown":
             self.attempts_lost += 1
@@ -182,14 +184,15 @@ class Oracle:
             promise(losses <= WORKER_LOSSES_MAX, f"task {name} has lost {losses} workers")
             promise((state == FAILED) == (losses == WORKER_LOSSES_MAX), f"task {name}: {losses} losses, and {state}")
             return
-        if reason in UNKNOWN and definition.rerun == "never":
+        if reason == "outcome_unknown":
+            promise(definition.rerun == "never", f"task {name} may run again, and failed with {reason}")
+            return
+        if reason in STOPPED:
+            promise(state == QUEUED, f"task {name} failed because its worker was told to stop it ({reason})")
             return
         mishaps = truth.mishaps.get(index, [])
         promise(reason in mishaps, f"task {name}: {reason} is recorded, and did not happen (again)")
         mishaps.remove(reason)
-        if reason == "worker_stopped":
-            promise(state == QUEUED, f"task {name} failed because its worker was stopped")
-            return
         failures = truth.failures[index] = truth.failures.get(index, 0) + 1
         code = outcome.exit_codes[place] if outcome.exit_codes else None
         is_last = failures > definition.retries.max or (reason == "exit" and code in definition.retries.never_on)
@@ -244,7 +247,6 @@ class Oracle:
     def unfinished(self) -> list[str]:
         """What has not ended though it was acknowledged, or not acknowledged though it was submitted."""
         left = [f"submission {request}" for request in self.submissions if request not in self.acknowledged]
-        for truth in self.jobs.values():
-            if not truth.is_ended:
-                left.append(f"job {truth.job} ({truth.definition.name}, {truth.states.count(QUEUED)} of {truth.count} tasks)")
+        unended = [truth for truth in self.jobs.values() if not truth.is_ended]
+        left += [f"job {t.job} ({t.definition.name}, {t.states.count(QUEUED)} of {t.count} tasks)" for t in unended]
         return left

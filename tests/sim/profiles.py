@@ -34,8 +34,8 @@ class Fate(msgspec.Struct):
     result: Payload | None
 
 
-def draw_profiles(random: Random, scale: float) -> dict[str, Profile]:
-    """By the definition's name. `scale` stretches all durations."""
+def draw_profiles(random: Random) -> dict[str, Profile]:
+    """By the definition's name."""
 
     def profile(name: str, low: float, high: float, **keys: object) -> Profile:
         fields: dict[str, object] = {
@@ -47,7 +47,7 @@ def draw_profiles(random: Random, scale: float) -> dict[str, Profile]:
         }
         fields |= {key: keys.pop(key) for key in ("runner", "rerun") if key in keys}
         definition = with_digest(Definition(name=name, **fields))  # type: ignore[arg-type]
-        return Profile(definition, random.uniform(low, high) * scale, **keys)  # type: ignore[arg-type]
+        return Profile(definition, random.uniform(low, high), **keys)  # type: ignore[arg-type]
 
     profiles = [
         profile("quick", 0.01, 0.2, fails=random.uniform(0.0, 0.02)),
@@ -59,6 +59,11 @@ def draw_profiles(random: Random, scale: float) -> dict[str, Profile]:
         profile("hanging", 0.1, 2.0, hangs=random.uniform(0.02, 0.1), fails=0.02),
     ]
     return {entry.definition.name: entry for entry in profiles}
+
+
+def stretched(profiles: dict[str, Profile], factor: float) -> dict[str, Profile]:
+    """The same, with all attempts taking `factor` times as long."""
+    return {name: msgspec.structs.replace(entry, mean_s=entry.mean_s * factor) for name, entry in profiles.items()}
 
 
 def edited(definition: Definition, version: int) -> Definition:

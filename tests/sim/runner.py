@@ -6,16 +6,15 @@ oracle of each start and of each result that really came to be.
 
 from collections import deque
 from collections.abc import Callable
-from random import Random
 
 import msgspec
 
 from districomp.model import Blob
 from dworker.events import AttemptsEnded, StartAttempts, StopAttempts
-from tests.sim.faults import Tally
-from tests.sim.loop import Clock, Loop
-from tests.sim.oracle import Attempt, Oracle
-from tests.sim.profiles import Fate, Profile, draw_fate, result_of
+from tests.sim.loop import Clock
+from tests.sim.oracle import Attempt
+from tests.sim.profiles import Fate, draw_fate, result_of
+from tests.sim.stage import Stage
 
 GROUP_MAX = 8
 """So many attempts of a stream are reported together."""
@@ -44,23 +43,13 @@ class Lane:
 class Runner:
     """All slots of one worker process."""
 
-    def __init__(
-        self,
-        loop: Loop,
-        random: Random,
-        clock: Clock,
-        oracle: Oracle,
-        tally: Tally,
-        profiles: dict[str, Profile],
-        slots: int,
-        tell: Callable[[AttemptsEnded], None],
-    ) -> None:
-        self.loop = loop
-        self.random = random
+    def __init__(self, stage: Stage, clock: Clock, slots: int, tell: Callable[[AttemptsEnded], None]) -> None:
+        self.loop = stage.loop
+        self.random = stage.random
+        self.oracle = stage.oracle
+        self.tally = stage.tally
+        self.profiles = stage.profiles
         self.clock = clock
-        self.oracle = oracle
-        self.tally = tally
-        self.profiles = profiles
         self.lanes = [Lane() for _ in range(slots)]
         self.is_alive = True
         self._tell = tell
@@ -176,5 +165,7 @@ class Runner:
             event.signals = [fate.signal for *_, fate in rows]
         event.started = [began for _, began, _, _ in rows]
         event.results = [fate.result for *_, fate in rows]
-        assert not any(isinstance(result, Blob) and fate.reason != "done" for *_, fate in rows for result in [fate.result])
+        assert not any(
+            isinstance(result, Blob) and fate.reason != "done" for *_, fate in rows for result in [fate.result]
+        )
         self._tell(event)

@@ -101,10 +101,8 @@ def _draw(random: Random, request_id: str, name: str, count: int, due: float) ->
         items = [File(f"/data/{request_id}/{k}", b"content %d" % k) for k in range(count)]
     elif form != "nothing" or name == "stream":
         items = [b"%s:%d" % (request_id.encode(), k) for k in range(count)]
-    frames: list[list[Item]] = []
     size = random.randint(1, FRAME_ITEMS_MAX)
-    for first in range(0, len(items), size):
-        frames.append(items[first : first + size])
+    frames = [items[first : first + size] for first in range(0, len(items), size)]
     max_fails = random.randint(1, 5) if random.random() < 0.1 else None
     return Submission(request_id, name, due, count, numbers, frames, max_fails, None, items)
 

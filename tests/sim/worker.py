@@ -3,7 +3,6 @@
 The core is the real one; the connection, the runner and the uploads around it are simulated.
 """
 
-from random import Random
 from typing import Final
 
 from districomp import wire
@@ -35,52 +34,25 @@ from dworker.events import (
     Uploaded,
 )
 from tests.sim.coordinator import Coordinator
-from tests.sim.faults import Rates, Tally
-from tests.sim.loop import Clock, Loop
-from tests.sim.network import End, Network
-from tests.sim.oracle import Oracle
-from tests.sim.profiles import Profile
+from tests.sim.loop import Clock
+from tests.sim.network import End
 from tests.sim.runner import Runner
+from tests.sim.stage import Stage
 
 GREETING_S: Final = 5.0
 BACKOFF_S_FIRST: Final = 0.2
 BACKOFF_S_MAX: Final = 5.0
 
 
-class Surroundings:
-    """What all workers share."""
-
-    def __init__(
-        self,
-        loop: Loop,
-        random: Random,
-        rates: Rates,
-        tally: Tally,
-        network: Network,
-        oracle: Oracle,
-        coordinator: Coordinator,
-        profiles: dict[str, Profile],
-        check_rate: float,
-    ) -> None:
-        self.loop = loop
-        self.random = random
-        self.rates = rates
-        self.tally = tally
-        self.network = network
-        self.oracle = oracle
-        self.coordinator = coordinator
-        self.profiles = profiles
-        self.check_rate = check_rate
-
-
 class Host:
     """A machine. `worker` is the id that it believes to be its own."""
 
-    def __init__(self, around: Surroundings, worker: str, slots: int) -> None:
-        self.around = around
+    def __init__(self, stage: Stage, coordinator: Coordinator, worker: str, slots: int) -> None:
+        self.stage = stage
+        self.coordinator = coordinator
         self.worker = worker
         self.slots = slots
-        self.clock = Clock(around.loop, around.random.uniform(0.0, 1e6))
+        self.clock = Clock(stage.loop, stage.random.uniform(0.0, 1e6))
         self.process: WorkerProcess | None = None
         self.is_retired = False
 
@@ -96,9 +68,9 @@ class Host:
         if process is not None:
             process.die()
             if process.end is not None:
-                is_seen = self.around.random.random() > self.around.rates.stay_unaware
+                is_seen = self.stage.random.random() > self.stage.rates.stay_unaware
                 process.end.cut(is_seen_here=False, is_seen_there=is_seen)
-        self.around.loop.after(down_s, self.start)
+        self.stage.loop.after(down_s, self.start)
 
 
 class WorkerProcess:
@@ -106,14 +78,12 @@ class WorkerProcess:
 
     def __init__(self, host: Host) -> None:
         self.host = host
-        self.around = around = host.around
-        self.number = around.random.getrandbits(63)
+        self.stage = stage = host.stage
+        self.number = stage.random.getrandbits(63)
         # Above all that an earlier process used, as a serial that begins with the time is.
-        first_serial = (int(around.loop.now * 1e6) << 12) + around.random.getrandbits(12)
+        first_serial = (int(stage.loop.now * 1e6) << 12) + stage.random.getrandbits(12)
         self.core = WorkerCore(Settings(host.slots, first_serial))
-        self.runner = Runner(
-            around.loop, around.random, host.clock, around.oracle, around.tally, around.profiles, host.slots, self._ended
-        )
+        self.runner = Runner(stage, host.clock, host.slots, self._ended)
         self.is_alive = True
         self.end: End | None = None
         self.is_welcome = False
@@ -142,11 +112,11 @@ class WorkerProcess:
         """Try to connect."""
         if not self.is_alive:
             return
-        if self.around.loop.now < self.away_until or (self.stays_away_for_report and not self.core.unacknowledged):
-            self.around.loop.after(0.5, self.dial)
+        if self.stage.loop.now < self.away_until or (self.stays_away_for_report and not self.core.unacknowledged):
+            self.stage.loop.at(max(self.away_until, self.stage.loop.now + 0.5), self.dial)
             return
         self.stays_away_for_report = False
-        self.around.network.dial(self)
+        self.stage.network.dial(self)
 
     def on_open(self, end: End) -> None:
         """The connection is made: greet."""
@@ -157,12 +127,10 @@ class WorkerProcess:
         self._decoder = wire.Decoder()
         self._decoder.greeted()
         self._dials += 1
-        self.around.loop.after(GREETING_S, self._give_up_greeting, self._dials)
+        self.stage.loop.after(GREETING_S, self._give_up_greeting, self._dials)
         host = self.host
         end.send(
-            wire.encode(
-                HelloWorker(PROTOCOL_VERSION, "", host.worker, host.worker, host.slots, Machine(), self.number)
-            )
+            wire.encode(HelloWorker(PROTOCOL_VERSION, "", host.worker, host.worker, host.slots, Machine(), self.number))
         )
 
     def on_refused(self) -> None:
@@ -173,8 +141,8 @@ class WorkerProcess:
         """Bytes of the coordinator."""
         if not self.is_alive or end is not self.end:
             return
-        if self.around.loop.now < self.asleep_until:
-            self.around.loop.at(self.asleep_until, self.on_bytes, end, data)
+        if self.stage.loop.now < self.asleep_until:
+            self.stage.loop.at(self.asleep_until, self.on_bytes, end, data)
             return
         now = self.host.clock.now()
         events: list[Events] = []
@@ -196,7 +164,7 @@ class WorkerProcess:
             self.is_welcome = True
             self._failures = 0
             if self.core.unacknowledged:
-                self.around.tally.count("late result")
+                self.stage.tally.count("late result")
             return Connected(message, now)
         assert isinstance(message, Goodbye), f"a worker was greeted with {message}"
         return None
@@ -205,8 +173,8 @@ class WorkerProcess:
         """The connection broke, or was closed."""
         if not self.is_alive or end is not self.end:
             return
-        if self.around.loop.now < self.asleep_until:
-            self.around.loop.at(self.asleep_until, self.on_closed, end)
+        if self.stage.loop.now < self.asleep_until:
+            self.stage.loop.at(self.asleep_until, self.on_closed, end)
             return
         self.end = None
         if self.is_welcome:
@@ -223,7 +191,7 @@ class WorkerProcess:
     def _back_off(self) -> None:
         limit_s = min(BACKOFF_S_MAX, BACKOFF_S_FIRST * 2.0**self._failures)
         self._failures = min(self._failures + 1, 10)
-        self.around.loop.after(self.around.random.uniform(0.0, limit_s), self.dial)
+        self.stage.loop.after(self.stage.random.uniform(0.0, limit_s), self.dial)
 
     # ---- a turn ----
 
@@ -235,14 +203,14 @@ class WorkerProcess:
         if not self.is_alive:
             return
         self._pending += events
-        if self.around.loop.now < self.asleep_until:
-            self.around.loop.at(self.asleep_until, self._turn, [])
+        if self.stage.loop.now < self.asleep_until:
+            self.stage.loop.at(self.asleep_until, self._turn, [])
             return
         batch, self._pending = self._pending, []
         now = self.host.clock.now()
         effects = self.core.handle_batch(batch, now)
         effects += self.core.tick(now)
-        if self.around.random.random() < self.around.check_rate:
+        if self.stage.random.random() < self.stage.check_rate:
             self.core.check()
         self._carry_out(effects)
         self.arm()
@@ -252,17 +220,17 @@ class WorkerProcess:
         due = self.core.deadline()
         if due is None or not self.is_alive:
             return
-        at = max(self.host.clock.true(due), self.around.loop.now)
+        at = max(self.host.clock.true(due), self.stage.loop.now)
         if at < self._wake_at:
             self._wake_at = at
-            self.around.loop.at(at, self._wake)
+            self.stage.loop.at(at, self._wake)
 
     def _wake(self) -> None:
-        if self.around.loop.now < self._wake_at:
+        if self.stage.loop.now < self._wake_at:
             return
         self._wake_at = float("inf")
         due = self.core.deadline()
-        if due is not None and self.host.clock.true(due) > self.around.loop.now + 1e-9:
+        if due is not None and self.host.clock.true(due) > self.stage.loop.now + 1e-9:
             self.arm()
         elif due is not None:
             self._turn([])
@@ -287,7 +255,7 @@ class WorkerProcess:
                 case Reset():
                     reset = effect
                 case Exit():
-                    self.around.loop.after(0.0, self._exit)
+                    self.stage.loop.after(0.0, self._exit)
         if out:
             assert self.end is not None and self.is_welcome, "the core sends without a connection"
             self.end.send(bytes(out))
@@ -296,7 +264,7 @@ class WorkerProcess:
             end = self.end
             end.send(wire.encode(Goodbye(reset.code, reset.text)))
             end.close()
-            self.around.loop.after(0.0, self.on_closed, end)
+            self.stage.loop.after(0.0, self.on_closed, end)
 
     def _exit(self) -> None:
         if not self.is_alive:
@@ -306,16 +274,16 @@ class WorkerProcess:
         if self.end is not None:
             self.end.close()
         self.host.process = None
-        self.around.loop.after(self.around.random.uniform(0.1, 5.0), self.host.start)
+        self.stage.loop.after(self.stage.random.uniform(0.1, 5.0), self.host.start)
 
     def _upload(self, lease: int, blob: Blob) -> None:
         """The data port takes a while, and is down with the coordinator."""
-        self.around.loop.after(self.around.random.uniform(0.01, 0.5), self._uploaded, lease, blob)
+        self.stage.loop.after(self.stage.random.uniform(0.01, 0.5), self._uploaded, lease, blob)
 
     def _uploaded(self, lease: int, blob: Blob) -> None:
         if not self.is_alive or lease not in self._uploads:
             return
-        if self.around.coordinator.process is None:
+        if self.host.coordinator.process is None:
             self._upload(lease, blob)
             return
         del self._uploads[lease]

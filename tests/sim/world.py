@@ -14,14 +14,19 @@ from tests.sim.faults import Tally, draw_plan, draw_rates
 from tests.sim.loop import Loop
 from tests.sim.network import Network
 from tests.sim.oracle import Oracle, promise
-from tests.sim.profiles import draw_profiles
-from tests.sim.submission import draw_extra, draw_submissions
-from tests.sim.worker import Host, Surroundings
+from tests.sim.profiles import Profile, draw_profiles, stretched
+from tests.sim.stage import Stage
+from tests.sim.submission import Submission, draw_extra, draw_submissions
+from tests.sim.worker import Host
 
 MANY: Final = 500
 """Above so many workers leases are as long as by default, so that heartbeats do not drown everything else."""
 LATEST_S: Final = 400.0
-"""How long the first phase may go on, beyond its span, for faults that found nothing to break."""
+"""How long the first phase may go on, beyond its span, for a kind of which there was none."""
+LATE: Final = 1.2
+"""The first phase ends after so many spans, whatever is left of the plan, once there was some of each kind."""
+MORE_S: Final = 4.0
+STRETCH_MAX: Final = 2.0
 CLIENT_COUNT: Final = 3
 
 
@@ -51,45 +56,41 @@ class World:
     """Everything of one run."""
 
     def __init__(self, seed: int, workers: int, tasks: int) -> None:
-        random = Random(seed)
-        self.seed, self.random = seed, random
-        self.lease_s = 15.0 if workers > MANY else random.choice((3.0, 5.0, 15.0))
-        self.span_s = self.lease_s * random.uniform(3.0, 6.0)
-        self.loop = Loop()
-        self.rates = draw_rates(random, self.lease_s)
-        self.tally = Tally()
-        self.oracle = Oracle()
-        self.profiles = draw_profiles(random, random.choice((0.3, 1.0, 2.0)))
+        self.seed, self.random = seed, Random(seed)
+        lease_s = 15.0 if workers > MANY else self.random.choice((3.0, 5.0, 15.0))
+        self.span_s = lease_s * self.random.uniform(3.0, 6.0)
+        self._more_at = self.span_s
+        profiles, submissions, slots = self._draw_work(workers, tasks)
         size = workers + tasks
-        self.network = Network(self.loop, random, self.rates, self.tally)
-        self.coordinator = Coordinator(
-            self.loop, random, self.rates, self.tally, self.oracle, self.lease_s, max(1, size // 500)
-        )
-        self.coordinator.definitions = {name: profile.definition for name, profile in self.profiles.items()}
-        self.network.listener = self.coordinator
-        around = Surroundings(
-            self.loop,
-            random,
-            self.rates,
-            self.tally,
-            self.network,
-            self.oracle,
-            self.coordinator,
-            self.profiles,
-            min(1.0, 2000 / size),
-        )
-        self.hosts = [Host(around, f"worker-{number}", random.randint(1, 4)) for number in range(workers)]
-        submissions = draw_submissions(random, tasks, 0.8 * self.span_s, list(self.profiles))
+        self.stage = stage = self._make_stage(lease_s, profiles, min(1.0, 2000 / size))
+        self.loop, self.oracle = stage.loop, stage.oracle
         self.oracle.submissions = {submission.request_id: submission for submission in submissions}
+        self.coordinator = Coordinator(stage, 1 if size < 2000 else size // 50)
+        stage.network.listener = self.coordinator
+        self.hosts = [Host(stage, self.coordinator, f"worker-{k}", count) for k, count in enumerate(slots)]
         count = min(CLIENT_COUNT, len(submissions))
-        self.clients = [
-            Client(self.loop, random, self.network, self.oracle, self.tally, submissions[k::count])
-            for k in range(count)
-        ]
-        self.chaos = Chaos(around, self.hosts, self.clients, draw_plan(random, workers, self.span_s))
+        self.clients = [Client(stage, submissions[k::count]) for k in range(count)]
+        self.chaos = Chaos(stage, self.coordinator, self.hosts, self.clients)
+        self.chaos.follow(draw_plan(self.random, workers, self.span_s))
         self.coordinator.start()
         for host in self.hosts:
-            self.loop.at(random.uniform(0.0, 0.1 * self.span_s), host.start)
+            self.loop.at(self.random.uniform(0.0, 0.1 * self.span_s), host.start)
+
+    def _make_stage(self, lease_s: float, profiles: dict[str, Profile], check_rate: float) -> Stage:
+        loop, tally = Loop(), Tally()
+        rates = draw_rates(self.random, lease_s)
+        network = Network(loop, self.random, rates, tally)
+        return Stage(loop, self.random, rates, tally, network, Oracle(), profiles, lease_s, check_rate)
+
+    def _draw_work(self, workers: int, tasks: int) -> tuple[dict[str, Profile], list[Submission], list[int]]:
+        """Kinds of tasks, jobs, and slots of each worker; the tasks take so long that the workers are busy in the first phase."""
+        random = self.random
+        profiles = draw_profiles(random)
+        submissions = draw_submissions(random, tasks, 0.8 * self.span_s, list(profiles))
+        slots = [random.randint(1, 4) for _ in range(workers)]
+        work_s = sum(submission.count * profiles[submission.definition].mean_s for submission in submissions)
+        factor = random.uniform(0.3, 1.2) * sum(slots) * self.span_s / work_s
+        return stretched(profiles, min(STRETCH_MAX, factor)), submissions, slots
 
     def run(self) -> Summary:
         """Both phases; BrokenPromiseError, or whatever the cores raise, if something is wrong."""
@@ -104,40 +105,47 @@ class World:
         return self._summary(healed)
 
     def _is_first_phase_over(self) -> bool:
-        if self.chaos.is_spent():
-            return self.loop.now >= self.span_s
-        if self.loop.now >= self.span_s and all(client.is_done() for client in self.clients):
+        if self.loop.now < self.span_s:
+            return False
+        if (self.chaos.is_spent() or self.loop.now >= LATE * self.span_s) and not self.stage.tally.missing():
+            return True
+        if self.loop.now >= self._more_at:
+            self._more_at = self.loop.now + MORE_S
             self._want_more()
         return False
 
     def _want_more(self) -> None:
-        """There are faults left, and nothing to break: one more job."""
+        """There are faults left, and perhaps nothing to break: one more job."""
         count = 4 + len(self.hosts) // 10
         extra = draw_extra(self.random, len(self.oracle.submissions), count, self.loop.now)
         self.oracle.submissions[extra.request_id] = extra
-        self.clients[0].want(extra)
+        self.clients[len(self.oracle.submissions) % len(self.clients)].want(extra)
 
     def _patience_s(self) -> float:
         """How long the healed world may take: silences, backoffs, and the work, each generously."""
         slots = sum(host.slots for host in self.hosts)
         submissions = self.oracle.submissions.values()
-        work_s = sum(submission.count * self.profiles[submission.definition].mean_s * 6 for submission in submissions)
-        return 4 * self.lease_s + 120.0 + 4 * work_s / slots
+        work_s = sum(
+            submission.count * self.stage.profiles[submission.definition].mean_s * 6 for submission in submissions
+        )
+        return 4 * self.stage.lease_s + 120.0 + 4 * work_s / slots
 
     def _is_all_done(self) -> bool:
         if not all(client.is_done() for client in self.clients):
             return False
-        core = self.coordinator.process and self.coordinator.process.core
-        return core is not None and not core.leased and not any(self._has_something(host) for host in self.hosts)
+        process = self.coordinator.process
+        return process is not None and not process.core.leased and not any(map(self._has_something, self.hosts))
 
     @staticmethod
     def _has_something(host: Host) -> bool:
-        core = host.process and host.process.core
-        return core is None or bool(core.unacknowledged or core.running or core.queued)
+        if host.process is None:
+            return True
+        core = host.process.core
+        return bool(core.unacknowledged or core.running or core.queued)
 
     def _left(self) -> str:
         left = self.oracle.unfinished()
-        left += [f"a client without all its results" for client in self.clients if not client.is_done()]
+        left += ["a client without all its results" for client in self.clients if not client.is_done()]
         left += [f"{host.worker} holds something" for host in self.hosts if self._has_something(host)]
         return "; ".join(left[:20]) or "the coordinator has leases that nobody holds"
 
@@ -161,7 +169,7 @@ class World:
             slots=sum(host.slots for host in self.hosts),
             tasks=sum(submission.count for submission in self.oracle.submissions.values()),
             jobs=len(self.oracle.submissions),
-            lease_s=self.lease_s,
+            lease_s=self.stage.lease_s,
             virtual_s=round(self.loop.now, 3),
             healed_after_s=round(healed, 3),
             events=self.loop.steps,
@@ -172,7 +180,7 @@ class World:
             retries=self.oracle.retries,
             refused_reports=process.core.refused_reports,
             tasks_by_state=dict(zip(STATE_NAMES, self.oracle.totals(), strict=True)),
-            faults=self.tally.counts,
+            faults=self.stage.tally.counts,
         )
 
 
@@ -188,5 +196,7 @@ def simulate(seed: int, workers: int, tasks: int) -> Summary:
         if was_enabled:
             gc.enable()
         if not is_sound:
-            print(f"to see this again: python -m tests.sim --seed {seed} --workers {workers} --tasks {tasks}", flush=True)
+            print(
+                f"to see this again: python -m tests.sim --seed {seed} --workers {workers} --tasks {tasks}", flush=True
+            )
     return summary
