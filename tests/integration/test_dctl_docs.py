@@ -10,6 +10,9 @@ import msgspec
 import pytest
 
 from dctl.__main__ import cli
+from dctl.definition import Finding
+from dctl.rehearsal import Rehearsal
+from dctl.task import LogDocument
 from districomp import documents
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs/cli.md").read_text(encoding="utf-8")
@@ -19,8 +22,12 @@ STRUCTS = [
     documents.TaskDocument,
     documents.WorkerDocument,
     documents.StatusDocument,
+    documents.ExplainDocument,
     documents.DefinitionDocument,
     documents.DefinitionShowDocument,
+    Finding,
+    LogDocument,
+    Rehearsal,
 ]
 
 
