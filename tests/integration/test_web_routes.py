@@ -210,7 +210,7 @@ def test_a_blobs_name_is_parsed_strictly(web: Site, name: str) -> None:
 @pytest.mark.parametrize("method", ["POST", "DELETE", "PATCH", "OPTIONS", "PUT"])
 @pytest.mark.parametrize("path", ["/", "/stats.json", "/api/v1/jobs", "/tasks/1.0", "/blobs/" + "a" * 64])
 def test_what_can_only_be_read_cannot_be_written(web: Site, method: str, path: str) -> None:
-    if path.startswith("/blobs/") and method == "PUT":
+    if (path.startswith("/blobs/") and method == "PUT") or (path == "/api/v1/jobs" and method == "POST"):
         return
     answer = web.fetch(path, data=True, method=method, body=b"x")
     assert answer.status == 405

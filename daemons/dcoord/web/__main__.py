@@ -84,7 +84,7 @@ async def _serve(
     link = CoordinatorLink(paths.control_socket)
     store = BlobStore(paths.coordinator_state / "blobs")
     # Until there is trust, every port is without TLS and authentication.
-    apps = WebApps(link, settings.journal.path, store, public=settings.web.public, insecure=True)
+    apps = WebApps(link, paths.control_socket, settings.journal.path, store, public=settings.web.public, insecure=True)
     plain = Listener(apps.plain(Hosts(settings.web.address, settings.web.hosts)))
     data = Listener(apps.data(Hosts(settings.data.address, settings.web.hosts)))
     web_url = await _bind(plain, "web", settings.web.address, settings.web.port)

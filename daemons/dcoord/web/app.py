@@ -13,42 +13,62 @@ from bottle import Bottle, HTTPError, HTTPResponse
 import districomp
 from dcoord.blobs import BlobStore
 from dcoord.web import blob_routes
-from dcoord.web.api_routes import ApiRoutes, Asking
+from dcoord.web.api_routes import JOBS, ApiRoutes, Asking
 from dcoord.web.blob_routes import BlobRoutes
 from dcoord.web.bridge import WsgiBridge
 from dcoord.web.guard import Guard, Hosts
 from dcoord.web.http1 import App, Receive, Scope, Send
+from dcoord.web.json_bodies import JsonBodies
 from dcoord.web.link import CoordinatorLink
 from dcoord.web.pages import PageRoutes
 from dcoord.web.payload_routes import PayloadRoutes, Readers
 from dcoord.web.problems import WebError, as_web_error, problem_body
 from dcoord.web.statistics import Gatherer
+from dcoord.web.submitter import Submitter
 from districomp.errors import DistricompError
 
 PAGE_THREADS: Final = 4
 """Threads for what asks the coordinator: at most so many wait for it at once."""
 DATA_THREADS: Final = 4
 """Threads for what reads the journal, which must go on while the others wait."""
+SUBMIT_THREADS: Final = 4
 FILE_THREADS: Final = 4
 
 
 class WebApps:
     """The applications of both ports, over one link, one journal and one blob store."""
 
-    def __init__(self, link: CoordinatorLink, journal: Path, store: BlobStore, *, public: bool, insecure: bool) -> None:
+    def __init__(
+        self,
+        link: CoordinatorLink,
+        control_socket: Path,
+        journal: Path,
+        store: BlobStore,
+        *,
+        public: bool,
+        insecure: bool,
+    ) -> None:
         """Call from the running event loop."""
         asking = Asking(link, asyncio.get_running_loop())
         gatherer = Gatherer(link, districomp.__version__, insecure=insecure)
         self._pools = [
             ThreadPoolExecutor(count, thread_name_prefix=name)
-            for name, count in (("page", PAGE_THREADS), ("data", DATA_THREADS), ("file", FILE_THREADS))
+            for name, count in (
+                ("page", PAGE_THREADS),
+                ("data", DATA_THREADS),
+                ("submit", SUBMIT_THREADS),
+                ("file", FILE_THREADS),
+            )
         ]
-        page_pool, data_pool, file_pool = self._pools
+        page_pool, data_pool, submit_pool, file_pool = self._pools
         plain = _bottle(PageRoutes(gatherer, asking, public=public))
-        asks = _bottle(PageRoutes(gatherer, asking), ApiRoutes(asking))
+        submitter = Submitter(control_socket, store, file_pool)
+        asks = _bottle(PageRoutes(gatherer, asking), ApiRoutes(asking, submitter))
         reads = _bottle(PayloadRoutes(Readers(journal), store))
         self._plain = WsgiBridge(plain, page_pool, file_pool)
         self._asks = WsgiBridge(asks, page_pool, file_pool)
+        # The same application, in threads of its own: submissions never keep questions waiting.
+        self._submits = WsgiBridge(asks, submit_pool, file_pool, JsonBodies())
         self._reads = WsgiBridge(reads, data_pool, file_pool)
         self._blobs = BlobRoutes(store, file_pool)
 
@@ -71,6 +91,8 @@ class WebApps:
             app: App = self._blobs
         elif path.startswith(("/tasks/", "/results/")):
             app = self._reads
+        elif path == JOBS and scope["method"] == "POST":
+            app = self._submits
         else:
             app = self._asks
         await app(scope, receive, send)
@@ -102,7 +124,7 @@ def _http_problem(error: HTTPError) -> bytes:
     code = {404: "not_found", 405: "bad_method"}.get(error.status_code, "bad_request")
     text = {
         404: "there is nothing here; docs/http.md lists the routes of each port",
-        405: "this can only be read: use GET or HEAD",
+        405: "this path does not have that method; the Allow header names those it has",
     }.get(error.status_code, str(error.body))
     error.content_type = "application/json"
     error.set_header("Cache-Control", "no-store")

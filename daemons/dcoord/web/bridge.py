@@ -1,8 +1,8 @@
 """WSGI behind ASGI: runs the Bottle application in a small pool of threads.
 
-Owns the translation of one request and its answer, and the bound on how many wait for a thread. A WSGI
-application here gets no body (its routes have none yet) and may answer with a FileSlice, which is sent by the
-event loop, so that no thread ever waits for a peer.
+Owns the translation of one request and its answer, and the bound on how many wait for a thread. No thread ever
+waits for a peer: a body, where there may be one, is whole before the application is called (`wsgi.input` is a
+BytesIO of it), and a FileSlice as an answer is sent by the event loop.
 """
 
 import asyncio
@@ -15,6 +15,7 @@ from typing import Any, Final
 from dcoord.web.files import FileSlice, send_slice
 from dcoord.web.guard import send_problem
 from dcoord.web.http1 import Receive, Scope, Send
+from dcoord.web.json_bodies import JsonBodies, PeerGoneError
 from dcoord.web.problems import WebError
 
 WAITING_MAX: Final = 128
@@ -24,12 +25,16 @@ Answer = tuple[int, list[tuple[bytes, bytes]], bytes | FileSlice]
 
 
 class WsgiBridge:
-    """An ASGI application around a WSGI one. `pool` gives the threads; at most WAITING_MAX requests wait for one."""
+    """An ASGI application around a WSGI one. `pool` gives the threads; at most WAITING_MAX requests wait for one.
 
-    def __init__(self, app: WsgiApp, pool: Executor, files: Executor) -> None:
+    Without `bodies` no body is read: the application sees an empty one.
+    """
+
+    def __init__(self, app: WsgiApp, pool: Executor, files: Executor, bodies: JsonBodies | None = None) -> None:
         self._app = app
         self._pool = pool
         self._files = files
+        self._bodies = bodies
         self._under_way = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -39,8 +44,12 @@ class WsgiBridge:
             return
         self._under_way += 1
         try:
-            loop = asyncio.get_running_loop()
-            status, headers, body = await loop.run_in_executor(self._pool, _call, self._app, _environ(scope))
+            status, headers, body = await self._run(scope, receive)
+        except WebError as error:
+            await send_problem(send, error)
+            return
+        except PeerGoneError:
+            return
         finally:
             self._under_way -= 1
         await send({"type": "http.response.start", "status": status, "headers": headers})
@@ -48,6 +57,13 @@ class WsgiBridge:
             await send_slice(send, body, self._files)
         else:
             await send({"type": "http.response.body", "body": body})
+
+    async def _run(self, scope: Scope, receive: Receive) -> Answer:
+        loop = asyncio.get_running_loop()
+        if self._bodies is None:
+            return await loop.run_in_executor(self._pool, _call, self._app, _environ(scope, b""))
+        async with self._bodies.whole(scope, receive) as body:
+            return await loop.run_in_executor(self._pool, _call, self._app, _environ(scope, body))
 
 
 def _call(app: WsgiApp, environ: dict[str, Any]) -> Answer:
@@ -65,8 +81,8 @@ def _call(app: WsgiApp, environ: dict[str, Any]) -> Answer:
     return started[0], started[1], body
 
 
-def _environ(scope: Scope) -> dict[str, Any]:
-    """PEP 3333's dictionary of a request without a body."""
+def _environ(scope: Scope, body: bytes) -> dict[str, Any]:
+    """PEP 3333's dictionary of a request."""
     server = scope["server"] or ("", 0)
     client = scope["client"] or ("", 0)
     environ: dict[str, Any] = {
@@ -80,7 +96,7 @@ def _environ(scope: Scope) -> dict[str, Any]:
         "REMOTE_ADDR": client[0],
         "wsgi.version": (1, 0),
         "wsgi.url_scheme": scope["scheme"],
-        "wsgi.input": io.BytesIO(),
+        "wsgi.input": io.BytesIO(body),
         "wsgi.errors": sys.stderr,
         "wsgi.multithread": True,
         "wsgi.multiprocess": False,

@@ -1,7 +1,7 @@
 """What holds for every request of every port: who may be asked for, which paths exist at all, which headers leave.
 
-Owns the Host allow-list (against DNS rebinding), the refusal of anything but plain paths, and the security
-headers. Must not know single routes.
+Owns the Host allow-list (against DNS rebinding), the Origin check on writes (against other sites' pages), the
+refusal of anything but plain paths, and the security headers. Must not know single routes.
 """
 
 import ipaddress
@@ -13,6 +13,7 @@ from dcoord.web.http1 import App, Event, Receive, Scope, Send
 from dcoord.web.problems import WebError, problem_body
 
 _PATH: Final = re.compile(r"/|(/[A-Za-z0-9._-]+)+/?")
+_READING: Final = frozenset({"GET", "HEAD"})
 _HOST: Final = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(:[0-9]{1,5})?")
 
 SECURITY_HEADERS: Final = [
@@ -82,6 +83,8 @@ class Guard:
                 f"this server is not asked for as {host!r:.100}; use its address, or add the name to web.hosts"
                 " in dcoord.yaml",
             )
+        if scope["method"] not in _READING:
+            _check_origin(scope, host)
         path = scope["path"]
         if not _PATH.fullmatch(path) or any(part in (".", "..") for part in path.split("/")):
             raise WebError("not_found", f"there is nothing at {path!r:.100}")
@@ -98,6 +101,14 @@ async def send_problem(send: Send, error: WebError, extra: Iterable[tuple[bytes,
     ]
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+def _check_origin(scope: Scope, host: str) -> None:
+    """A browser names the site whose page makes it write; programs name none."""
+    for name, value in scope["headers"]:
+        origin = value.decode("latin-1")
+        if name == b"origin" and origin.lower() not in (f"http://{host.lower()}", f"https://{host.lower()}"):
+            raise WebError("bad_origin", f"a page of {origin!r:.100} may not write here; only this server's own may")
 
 
 def _bare(name: str) -> str:

@@ -39,6 +39,8 @@ AGE_S_MAX: Final = 10.0
 AGE_PER_COST: Final = 20
 """An answer is kept for so many times what it took: pages never take more than a twentieth of the coordinator."""
 KEPT_MAX: Final = 64
+KEPT_BYTES_MAX: Final = 16 * 1024 * 1024
+"""All kept answers together; the newest is kept whatever its size."""
 UNDER_WAY_MAX: Final = 32
 ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
 BACKOFF_S_FIRST: Final = 0.1
@@ -52,6 +54,7 @@ class Question(NamedTuple):
     job: int = 0
     task_index: int = 0
     state: str = ""
+    name: str = ""
 
 
 class Cluster(NamedTuple):
@@ -91,6 +94,7 @@ class CoordinatorLink:
         self._pending: dict[int, _Pending] = {}
         self._shared: dict[Question, asyncio.Task[list[bytes]]] = {}
         self._kept: OrderedDict[Question, tuple[float, list[bytes]]] = OrderedDict()
+        self._kept_bytes = 0
 
     @property
     def is_up(self) -> bool:
@@ -145,7 +149,7 @@ class CoordinatorLink:
         number = self._request
         future: asyncio.Future[list[bytes]] = asyncio.get_running_loop().create_future()
         self._pending[number] = _Pending(future)
-        connection.send(Query(number, question.noun, question.job, question.task_index, question.state))
+        connection.send(Query(number, question.noun, question.job, question.task_index, question.state, question.name))
         try:
             async with asyncio.timeout(ANSWER_S):
                 documents = await future
@@ -157,11 +161,20 @@ class CoordinatorLink:
             self._pending.pop(number, None)
         self._hear(True)
         now = time.monotonic()
-        self._kept[question] = (now + min(max(AGE_S_MIN, AGE_PER_COST * (now - began)), AGE_S_MAX), documents)
-        self._kept.move_to_end(question)
-        while len(self._kept) > KEPT_MAX:
-            self._kept.popitem(last=False)
+        self._keep(question, now + min(max(AGE_S_MIN, AGE_PER_COST * (now - began)), AGE_S_MAX), documents)
         return documents
+
+    def _keep(self, question: Question, until: float, documents: list[bytes]) -> None:
+        self._kept_bytes += sum(map(len, documents)) - self._size_kept(question)
+        self._kept[question] = (until, documents)
+        self._kept.move_to_end(question)
+        while len(self._kept) > KEPT_MAX or (self._kept_bytes > KEPT_BYTES_MAX and len(self._kept) > 1):
+            oldest = next(iter(self._kept))
+            self._kept_bytes -= self._size_kept(oldest)
+            del self._kept[oldest]
+
+    def _size_kept(self, question: Question) -> int:
+        return sum(map(len, self._kept[question][1])) if question in self._kept else 0
 
     # ---- stream.Handler ----
 
@@ -212,6 +225,7 @@ class CoordinatorLink:
         self._welcomed = True
         self._silent = False
         self._kept.clear()
+        self._kept_bytes = 0
         self.since = time.time()
         log.info("linked to the coordinator of %s, epoch %d", welcome.name, welcome.epoch)
 

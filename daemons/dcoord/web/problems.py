@@ -3,14 +3,18 @@
 Owns the form and the status of each code. The message says what is wrong, where, and what to do.
 """
 
-import json
 from typing import Final
+
+import msgspec
 
 from districomp.errors import DistricompError, RefusedError, UnreachableError
 
 STATUS: Final = {
+    "bad_content_type": 415,
     "bad_host": 421,
     "bad_method": 405,
+    "bad_origin": 403,
+    "bad_params": 400,
     "bad_request": 400,
     "blob_missing": 404,
     "busy": 503,
@@ -23,12 +27,21 @@ STATUS: Final = {
     "no_space": 507,
     "not_found": 404,
     "range": 416,
+    "request_timeout": 408,
     "too_large": 413,
+    "too_many": 422,
     "unknown_definition": 404,
     "unknown_job": 404,
     "unknown_task": 404,
     "unreachable": 503,
 }
+
+
+class Problem(msgspec.Struct):
+    """What every error's body says: a code that stays, and what is wrong, where, and what to do."""
+
+    error: str
+    message: str
 
 
 class WebError(DistricompError):
@@ -57,4 +70,5 @@ def as_web_error(error: DistricompError) -> WebError:
 
 def problem_body(error: WebError) -> bytes:
     """The JSON body."""
-    return json.dumps({"error": error.code, "message": str(error)}).encode() + b"\n"
+    text = str(error).encode("utf-8", "backslashreplace").decode()  # a path of the system's need not be Unicode
+    return msgspec.json.encode(Problem(error.code, text)) + b"\n"
