@@ -148,6 +148,7 @@ class Chaos:
             return False
         double = Host(self.stage, self.coordinator, host.worker, self.random.randint(1, 4))
         self.doubles.append(double)
+        self.stage.oracle.doubled[host.worker] = None
         double.start()
         self.loop.after(self.random.uniform(0.2, 2.0) * self.lease_s, self._retire, double)
         return True

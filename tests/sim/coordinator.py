@@ -10,9 +10,10 @@ from typing import Final
 from dcoord.core.core import Core, Settings
 from dcoord.core.effects import Close, Effect, ReadPayload, Send
 from dcoord.core.events import DefinitionsChanged, Degraded, Events, Gone, PayloadRead, Received, SpaceLeft
-from dcoord.core.records import Record
+from dcoord.core.records import OutcomeRecord, Record
 from districomp import wire
 from districomp.messages import Goodbye, Message, Reply, ResultRows, Results
+from districomp.model import QUEUED
 from tests.sim.journal import CLUSTER, Journal
 from tests.sim.loop import Clock
 from tests.sim.network import End
@@ -27,6 +28,13 @@ FULL_BYTES: Final = 1 << 20
 def draw_outage_s(random: Random, lease_s: float) -> float:
     """How long something is out of order: mostly a moment, sometimes longer than a lease."""
     return lease_s * (random.uniform(0.01, 0.2) if random.random() < 0.7 else random.uniform(0.5, 1.5))
+
+
+def _tenderness(records: list[Record]) -> float:
+    outcomes = [record.outcome for record in records if isinstance(record, OutcomeRecord)]
+    if any(QUEUED in outcome.states for outcome in outcomes):
+        return 1.0
+    return 0.3 if outcomes else 0.1
 
 
 class Peer:
@@ -85,9 +93,9 @@ class Coordinator:
             peer.end.cut(is_seen_here=False, is_seen_there=self.random.random() > self.rates.stay_unaware / 4)
         self.loop.after(draw_outage_s(self.random, self.settings.lease_s), self.start)
 
-    def strike(self, kind: str) -> bool:
-        """Whether a fault that was armed strikes now."""
-        if kind not in self.armed:
+    def strike(self, kind: str, records: list[Record]) -> bool:
+        """Whether a fault that was armed strikes now: rather where it may hurt, at an outcome, most of all at a retry."""
+        if kind not in self.armed or self.random.random() > _tenderness(records):
             return False
         self.armed.remove(kind)
         self.tally.count(kind)
@@ -194,7 +202,7 @@ class Process:
             self._send(batch, effects)
             return
         assert not self.core.degraded, f"a degraded core wants to write {records}"
-        if home.strike("coordinator crash before commit"):
+        if home.strike("coordinator crash before commit", records):
             home.crash()
             return
         self._is_busy = True
@@ -207,14 +215,14 @@ class Process:
         if not self.is_alive:
             return
         self._is_busy = False
-        if home.strike("disk full"):
+        if home.strike("disk full", records):
             home.full_until = home.loop.now + draw_outage_s(home.random, home.settings.lease_s)
         if home.loop.now < home.full_until:
             self._degrade()
             return
         home.journal.commit(records)
-        home.oracle.committed(records)
-        if home.strike("coordinator crash before send"):
+        home.oracle.committed(records, self.core)
+        if home.strike("coordinator crash before send", records):
             home.crash()
             return
         self._send(batch, effects)

@@ -62,6 +62,8 @@ class Truth:
         self.losses: dict[int, int] = {}
         self.starts: dict[int, int] = {}
         self.produced: dict[int, list[Payload | None]] = {}
+        self.processes: dict[tuple[int, int], list[int]] = {}
+        """By index and attempt: which worker processes have begun it."""
         self.mishaps: dict[int, list[str]] = {}
         """Attempts that ended badly, and are not written down yet."""
         self.is_ended = False
@@ -80,6 +82,8 @@ class Oracle:
 
     def __init__(self) -> None:
         self.is_healed = False
+        self.doubled: dict[str, None] = {}
+        """Worker ids that two machines have, or had."""
         self.jobs: dict[int, Truth] = {}
         self.submissions: dict[str, Submission] = {}
         self.acknowledged: dict[str, int] = {}
@@ -92,8 +96,8 @@ class Oracle:
 
     # ---- what the workers do ----
 
-    def started(self, attempt: Attempt) -> None:
-        """An attempt begins on some worker."""
+    def started(self, attempt: Attempt, process: int) -> None:
+        """An attempt begins in some worker's process."""
         self.attempts += 1
         job, index = attempt.job, attempt.index
         name = f"{job}.{index}"
@@ -104,6 +108,7 @@ class Oracle:
         promise(attempt.definition == truth.definition, f"task {name} runs by another definition")
         promise(attempt.lease not in self._leases, f"task {name}: lease {attempt.lease} runs twice")
         self._leases[attempt.lease] = job, index
+        truth.processes.setdefault((index, attempt.number), []).append(process)
         starts = truth.starts[index] = truth.starts.get(index, 0) + 1
         promise(starts == 1 or truth.definition.rerun != "never", f"task {name} may run once, and begins again")
 
@@ -115,14 +120,19 @@ class Oracle:
         else:
             truth.mishaps.setdefault(attempt.index, []).append(fate.reason)
 
+    def is_wanted(self, attempt: Attempt) -> bool:
+        """Whether an attempt's task has not ended."""
+        return self.jobs[attempt.job].states[attempt.index] not in ENDED_STATES
+
     # ---- what the coordinator writes ----
 
-    def committed(self, records: list[Record]) -> None:
-        """These are in the journal now."""
+    def committed(self, records: list[Record], core: Core) -> None:
+        """These are in the journal now, written by this core."""
         for record in records:
             match record:
                 case OutcomeRecord(outcome=outcome):
                     self._on_outcome(outcome)
+                    self._check_loss(outcome, core)
                 case JobRecord():
                     self._on_job(record)
                 case JobEndRecord():
@@ -198,6 +208,20 @@ class Oracle:
         is_last = failures > definition.retries.max or (reason == "exit" and code in definition.retries.never_on)
         if definition.rerun != "never":
             promise((state == FAILED) == is_last, f"task {name}: {failures} failures ({reason}), and {state}")
+
+    def _check_loss(self, outcome: Outcome, core: Core) -> None:
+        """A worker that is here cannot have lost what it has begun: it holds it, or keeps its report."""
+        worker = core.fleet.by_id.get(outcome.worker)
+        if worker is None or not worker.peer or worker.id in self.doubled:
+            return
+        truth = self.jobs[outcome.job]
+        for place, reason in enumerate(outcome.reasons):
+            number = outcome.attempts[place] if outcome.attempts else 1
+            began = truth.processes.get((outcome.indexes[place], number), [])
+            promise(
+                reason not in LOST or worker.process not in began,
+                f"task {truth.job}.{outcome.indexes[place]} is lost, and {worker.id}, which has begun it, is here",
+            )
 
     @staticmethod
     def _has_failed_enough(truth: Truth) -> bool:

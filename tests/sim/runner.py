@@ -43,12 +43,15 @@ class Lane:
 class Runner:
     """All slots of one worker process."""
 
-    def __init__(self, stage: Stage, clock: Clock, slots: int, tell: Callable[[AttemptsEnded], None]) -> None:
+    def __init__(
+        self, stage: Stage, process: int, clock: Clock, slots: int, tell: Callable[[AttemptsEnded], None]
+    ) -> None:
         self.loop = stage.loop
         self.random = stage.random
         self.oracle = stage.oracle
         self.tally = stage.tally
         self.profiles = stage.profiles
+        self.process = process
         self.clock = clock
         self.lanes = [Lane() for _ in range(slots)]
         self.is_alive = True
@@ -109,10 +112,11 @@ class Runner:
         return True
 
     def limit(self) -> None:
-        """The world is healed: what hangs meets its time limit."""
+        """The world is healed: what hangs meets its time limit, unless nobody wants it any more: that must be stopped."""
         for slot, lane in enumerate(self.lanes):
-            if lane.running is not None and lane.running.fate.took_s is None:
-                self.loop.after(self.random.uniform(0.0, 5.0), self._obey, slot, lane.running.turn, "timeout")
+            running = lane.running
+            if running is not None and running.fate.took_s is None and self.oracle.is_wanted(running.attempt):
+                self.loop.after(self.random.uniform(0.0, 5.0), self._obey, slot, running.turn, "timeout")
 
     def _next(self, slot: int, lane: Lane) -> None:
         if not lane.waiting:
@@ -123,7 +127,7 @@ class Runner:
         fate = draw_fate(self.random, profile, result, self.oracle.is_healed)
         self._turn += 1
         lane.running = Running(attempt, self.clock.now(), fate, self._turn)
-        self.oracle.started(attempt)
+        self.oracle.started(attempt, self.process)
         assert self.busy <= len(self.lanes)
         if fate.took_s is None:
             self.tally.count("hung attempt")

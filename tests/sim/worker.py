@@ -83,7 +83,7 @@ class WorkerProcess:
         # Above all that an earlier process used, as a serial that begins with the time is.
         first_serial = (int(stage.loop.now * 1e6) << 12) + stage.random.getrandbits(12)
         self.core = WorkerCore(Settings(host.slots, first_serial))
-        self.runner = Runner(stage, host.clock, host.slots, self._ended)
+        self.runner = Runner(stage, self.number, host.clock, host.slots, self._ended)
         self.is_alive = True
         self.end: End | None = None
         self.is_welcome = False
