@@ -188,7 +188,8 @@ class Cache:
                 log.debug("%s failed: %s; trying again", what, error)
             moved = self._moved
             try:
-                await asyncio.wait_for(moved.wait(), random.uniform(0.5, 1) * wait_s)
+                async with asyncio.timeout(random.uniform(0.5, 1) * wait_s):
+                    await moved.wait()
             except TimeoutError:
                 wait_s = min(2 * wait_s, RETRY_MAX_S)
 

@@ -5,6 +5,7 @@ greeting is the core's; this only carries it, and stamps arrival times with the 
 """
 
 import asyncio
+import contextlib
 import logging
 import random
 import time
@@ -105,10 +106,10 @@ class Link:
                 else:
                     said = words
                     log.info("%s", words)
-            try:
-                await asyncio.wait_for(self._changed.wait(), wait_s)
-            except TimeoutError:
-                continue
+            # Not asyncio.wait_for, which in Python 3.11 can swallow a cancellation that comes together with the event.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self._changed.wait()
 
     def _choose(self, now: float) -> tuple[Found | None, float | None]:
         """The cluster to join, or how long to wait before asking again (None: until something changes)."""
@@ -214,10 +215,9 @@ class Link:
         if failures == 0 or failures % 10 == 1:
             log.info("reconnecting in %.1f s", pause_s)
         self._changed.clear()
-        try:
-            await asyncio.wait_for(self._changed.wait(), pause_s)
-        except TimeoutError:
-            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause_s):
+                await self._changed.wait()
 
     def _is_lasting(self) -> bool:
         return self._goodbye is not None and self._goodbye.code in _LASTING_CODES

@@ -270,6 +270,12 @@ def test_modules_and_functions_are_short() -> None:
     assert_none(each_module(MODULES, lambda _, text, tree: check_sizes(text, tree)))
 
 
+def test_nobody_waits_in_a_way_that_can_swallow_a_cancellation() -> None:
+    """asyncio.wait_for of Python 3.11 does when both come at once; a worker that stopped just then never ended."""
+    found = [str(path) for path in MODULES if path.parts[0] == "daemons" and "asyncio.wait_for(" in text_of(path)]
+    assert not found, f"use asyncio.timeout: {found}"
+
+
 def test_every_module_says_what_it_is() -> None:
     assert_none(each_module(MODULES, lambda path, _, tree: check_module_docstring(path, tree)))
 
