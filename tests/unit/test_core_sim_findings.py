@@ -112,3 +112,17 @@ def test_a_report_for_an_ended_job_does_not_take_another_jobs_lease_away() -> No
     assert list(lab.core.fleet.by_id["w1"].leases) == [token]
     lab.report(1, [(token, job, index)])
     assert lab.core.jobs[job].counts[DONE] == 1
+
+
+def test_a_worker_that_hands_back_unasked_is_stopping_and_given_nothing_more() -> None:
+    lab = Lab()
+    lab.join(1, slots=2)
+    lab.submit(3)
+    held = lab.leases(1)
+    lab.receive(1, Returned([held[1][0]]))
+    assert lab.leases(1) == []
+    lab.report(1, held[:1], "worker_stopped")
+    assert lab.leases(1) == []
+    lab.gone(1)
+    lab.join(2, worker="w1", slots=2, process=2)
+    assert [index for _, _, index in lab.leases(2)] == [0, 1]

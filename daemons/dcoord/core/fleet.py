@@ -32,6 +32,7 @@ class Worker:
         "process",
         "programs",
         "recall_after",
+        "recalls",
         "slots",
         "started",
     )
@@ -54,6 +55,8 @@ class Worker:
         """Leases that the worker said it has started."""
         self.recall_after = 0.0
         """When it may be asked again to give unstarted leases back."""
+        self.recalls = 0
+        """Recalls that it has not answered."""
         self.known_jobs: dict[int, None] = {}
         self.known_definitions: dict[str, None] = {}
         self.programs: dict[str, bool] = {}
@@ -66,6 +69,7 @@ class Worker:
         self.name, self.slots, self.machine = hello.name, hello.slots, hello.machine
         self.process, self.peer, self.address, self.heard = hello.process, peer, address, at
         self.is_ready = self.is_lost = False
+        self.recalls = 0
         self.known_jobs.clear()
         self.known_definitions.clear()
         self.programs.clear()
@@ -163,6 +167,11 @@ class Fleet:
             for requires, workers in self.roomy.items():
                 if worker.id not in workers and worker.meets(requires):
                     workers[worker.id] = worker
+
+    def leave_alone(self, worker: Worker) -> None:
+        """A worker is given nothing more until it greets again."""
+        worker.is_ready = False
+        self.make_full(worker)
 
     def make_full(self, worker: Worker) -> None:
         """A worker has no room, or is not there."""

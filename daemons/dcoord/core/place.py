@@ -220,4 +220,5 @@ def _recall(core: "Core") -> None:
                 tokens.append(token)
         if tokens:
             worker.recall_after = core.now + RECALL_PAUSE_S
+            worker.recalls += 1
             core.effects.append(Send(worker.peer, Recall(tokens)))

@@ -55,7 +55,12 @@ def on_returned(core: "Core", worker: Worker, message: Returned) -> None:
         if not lease.stopping:
             lease.job.give_back(lease.index)
             core.backlog.add(lease.job)
-    core.fleet.make_roomy(worker)
+    if worker.recalls:
+        worker.recalls -= 1
+        core.fleet.make_roomy(worker)
+    else:
+        # Nobody asked: it is stopping, and would hand back again at once whatever it is given.
+        core.fleet.leave_alone(worker)
 
 
 def on_reports(core: "Core", worker: Worker, message: Reports) -> None:
