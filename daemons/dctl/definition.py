@@ -68,7 +68,7 @@ def show_definition(name: str, mode: Mode = "text") -> None:
         except RefusedError as error:
             if error.code != "unknown_definition":
                 raise
-            raise _unknown(name, client.definitions()) from error
+            raise unknown(name, client.definitions()) from error
     output.print_card(mode, document, name, _pairs(document))
 
 
@@ -152,7 +152,7 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
-def _unknown(name: str, documents: list[DefinitionDocument]) -> UsageError:
+def unknown(name: str, documents: list[DefinitionDocument]) -> UsageError:
     """Why a name is not live."""
     for document in documents:
         if document.name == name and document.problems:

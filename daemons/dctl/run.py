@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from dctl.options import DurationType, RangeType, connect, output_options
 from dctl.output import Mode
 from dctl.results import chosen_form
-from dctl.submit import After, Inputs, finish, submitted
+from dctl.submit import After, Inputs, finish, live, submitted
 from districomp.errors import UsageError
 from districomp.placeholders import escape_argument, run_template
 
@@ -105,7 +105,8 @@ def run(
         if dry_run:
             from dctl.rehearsal import rehearse
 
-            return rehearse(client, DEFINITION, {"argv": argv}, mode, **keywords)
+            with live(client, DEFINITION):
+                return rehearse(client, DEFINITION, {"argv": argv}, mode, **keywords)
         job = submitted(client, DEFINITION, None, params={"argv": argv}, name=name, max_fails=max_fails, **keywords)
         return finish(client, job, After(progress=progress, results=form, timeout=timeout))
 

@@ -2,7 +2,8 @@
 
 import sys
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,7 +17,7 @@ from dctl.progress import EXIT_INTERRUPTED, exit_code, going_on, wait_for
 from dctl.results import Form, chosen_form, print_results
 from districomp.client import Client, Job
 from districomp.client_items import CHUNK_BYTES, GivenItem, Large, Lines, read_lines
-from districomp.errors import UsageError
+from districomp.errors import RefusedError, UsageError
 
 EACH_FILE: Final = "--each-file"
 FORMS: Final = "--data, --data-file, --each-line, --each-file, --range, --matrix"
@@ -170,7 +171,8 @@ def submit(
         if dry_run:
             from dctl.rehearsal import rehearse  # only who rehearses needs the definition's rules here
 
-            return rehearse(client, definition, gathered(params), mode, **keywords)
+            with live(client, definition):
+                return rehearse(client, definition, gathered(params), mode, **keywords)
         job = submitted(
             client,
             definition,
@@ -188,13 +190,27 @@ def submitted(client: Client, definition: str, request_id: str | None, **keyword
     """Submit; interrupted before the answer, say how to find out what became of it."""
     request_id = request_id or str(uuid.uuid4())
     try:
-        return client.submit(definition, request_id=request_id, **keywords)
+        with live(client, definition):
+            return client.submit(definition, request_id=request_id, **keywords)
     except KeyboardInterrupt:
         message(
             "interrupted before the submission was acknowledged; to be sure of it, repeat the command "
             f"with --request-id {request_id}: that never makes a second job"
         )
         raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
+
+
+@contextmanager
+def live(client: Client, definition: str) -> Iterator[None]:
+    """If a definition turns out not to be live, say why: its file may be wrong, or its name misspelt."""
+    try:
+        yield
+    except RefusedError as error:
+        if error.code != "unknown_definition":
+            raise
+        from dctl.definition import unknown  # only for the way out
+
+        raise unknown(definition, client.definitions()) from error
 
 
 def finish(client: Client, job: Job, after: After) -> int:
