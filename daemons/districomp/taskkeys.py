@@ -29,8 +29,22 @@ FUNCTION_PATTERN: Final = (
 
 # What a file may say in place of the value that the Struct holds, for the schema.
 _ZERO: Final = {"const": 0}
-_DURATION: Final = {"type": "string", "pattern": DURATION_PATTERN}
-_SIZE: Final = {"type": "string", "pattern": SIZE_PATTERN}
+# `patternErrorMessage` is what editors show in place of the pattern.
+_DURATION: Final = {
+    "type": "string",
+    "pattern": DURATION_PATTERN,
+    "patternErrorMessage": "Write a duration such as 500ms, 15s, 10min, 1h30m or 7d.",
+}
+_SIZE: Final = {
+    "type": "string",
+    "pattern": SIZE_PATTERN,
+    "patternErrorMessage": "Write a size such as 64KiB, 512MiB or 2GB.",
+}
+_FUNCTION: Final = {
+    "type": "string",
+    "pattern": f"^{FUNCTION_PATTERN}$",
+    "patternErrorMessage": "Write module:function, for example estimate:run.",
+}
 _UNLIMITED: Final = {"const": UNLIMITED}
 _COUNT: Final = {"type": "integer", "minimum": 1, "maximum": COUNT_MAX}
 
@@ -150,7 +164,7 @@ class TaskFile(msgspec.Struct):
         str,
         msgspec.Meta(
             description='"module:function" of the bundle, called in a warm interpreter for each task.',
-            extra={"schema": {"type": "string", "pattern": f"^{FUNCTION_PATTERN}$"}},
+            extra={"schema": _FUNCTION},
         ),
     ] = ""
     format: Annotated[
