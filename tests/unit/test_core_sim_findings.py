@@ -126,3 +126,26 @@ def test_a_worker_that_hands_back_unasked_is_stopping_and_given_nothing_more() -
     lab.gone(1)
     lab.join(2, worker="w1", slots=2, process=2)
     assert [index for _, _, index in lab.leases(2)] == [0, 1]
+
+
+def test_times_without_end_do_not_break_the_placement() -> None:
+    lab = Lab()
+    lab.join(1)
+    job = lab.submit(4)
+    endless = float("inf")
+    for _ in range(3):
+        lab.report(1, lab.leases(1), ended=[endless], started=[-endless])
+    assert lab.core.jobs[job].counts[DONE] == 3
+    assert len(lab.leases(1)) == 1
+
+
+def test_an_inventory_that_was_cut_off_does_not_speak_for_the_next_connection() -> None:
+    lab = Lab()
+    lab.join(1)
+    lab.submit(1)
+    ((token, job, index),) = lab.leases(1)
+    lab.join(2, worker="w1", inventory=False)
+    lab.receive(2, Inventory(job, [token], [index], [1], [None], False))
+    lab.join(3, worker="w1")
+    assert [index for _, _, index in lab.leases(3)] == [0]
+    assert token not in lab.core.fleet.by_id["w1"].leases

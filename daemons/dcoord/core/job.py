@@ -18,6 +18,7 @@ from districomp.taskdef import Definition
 _NO_STATES = bytearray()
 _NO_INDICES: deque[int] = deque()
 
+_TOOK_S_MAX = 1e9
 _MEAN_WEIGHT = 0.2
 """Weight of the newest batch in the running means of duration and size."""
 
@@ -258,7 +259,8 @@ class Job:
         if outcome.started and outcome.ended:
             took = [e - s for s, e in zip(outcome.started, outcome.ended, strict=True) if s is not None]
             if took:
-                mean = max(0.0, sum(took) / len(took))
+                # Bounded, because a worker may say anything: infinity would make the mean no number.
+                mean = min(_TOOK_S_MAX, max(0.0, sum(took) / len(took)))
                 self.mean_s = mean if self.mean_s is None else self.mean_s + _MEAN_WEIGHT * (mean - self.mean_s)
         if outcome.results:
             size = sum(len(r) if isinstance(r, bytes) else 128 for r in outcome.results)
