@@ -37,6 +37,8 @@ def on_hello_worker(core: "Core", peer: int, hello: HelloWorker, address: str, a
         core.effects.append(
             Close(worker.peer, "replaced", f"worker {hello.name} has a newer connection, from {address}")
         )
+    # What the last connection had begun to say of its leases may not hold any more.
+    core.inventories.pop(worker.id, None)
     if worker.leases and worker.process != hello.process:
         _lose_leases(core, worker)
     is_new = worker.heard == 0.0 or worker.is_lost
