@@ -46,6 +46,8 @@ class Rates(msgspec.Struct):
     """How often a write takes up to `spike_s`, and all after it with it."""
     spike_s: float
     stay_unaware: float
+    """How often an end does not notice that the other is gone."""
+    keepalive_s: float
     commit_s: float
 
     def heal(self) -> None:
@@ -62,6 +64,7 @@ def draw_rates(random: Random, lease_s: float) -> Rates:
         spike=random.choice((0.0005, 0.002, 0.01)),
         spike_s=lease_s * random.uniform(0.5, 2.0),
         stay_unaware=random.uniform(0.05, 0.5),
+        keepalive_s=4.0 * lease_s,
         commit_s=random.choice((0.0005, 0.005, 0.05)),
     )
 

@@ -79,12 +79,15 @@ class End:
             self._network.loop.at(max(self._due, self._network.loop.now + self.delay_s), self._hang_up)
 
     def cut(self, *, is_seen_here: bool, is_seen_there: bool) -> None:
-        """Break the connection: a tail of what is on its way is lost, both ways; an end that does not see it stays open."""
+        """Break the connection: a tail of what is on its way is lost, both ways.
+
+        An end that does not see it stays open, until the system's own keep-alive ends it long after.
+        """
         for end, is_seen in ((self, is_seen_there), (self.other, is_seen_here)):
             end.is_cut = True
             end._lose_tail()
-            if is_seen:
-                self._network.loop.at(max(end._due, self._network.loop.now) + end.delay_s, end._hang_up)
+            delay_s = end.delay_s if is_seen else self._network.rates.keepalive_s
+            self._network.loop.at(max(end._due, self._network.loop.now) + delay_s, end._hang_up)
 
     def _lose_tail(self) -> None:
         left = self._network.random.randint(0, sum(map(len, self._flight)))

@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 
 from dcoord.core.core import Core
-from dcoord.core.records import DefinitionRecord, JobEndRecord, JobRecord, OutcomeRecord, Record
+from dcoord.core.records import DefinitionRecord, JobEndRecord, JobRecord, OutcomeRecord, Record, WorkerRecord
 from districomp.messages import Outcome
 from districomp.model import (
     CANCELLED,
@@ -82,6 +82,8 @@ class Oracle:
 
     def __init__(self) -> None:
         self.is_healed = False
+        self.is_calm = False
+        """Healed for so long that nobody can be lost any more."""
         self.doubled: dict[str, None] = {}
         """Worker ids that two machines have, or had."""
         self.jobs: dict[int, Truth] = {}
@@ -137,6 +139,8 @@ class Oracle:
                     self._on_job(record)
                 case JobEndRecord():
                     self._on_end(record)
+                case WorkerRecord(present=False):
+                    promise(not self.is_calm, f"{record.worker} is well, and was declared lost")
                 case DefinitionRecord():
                     self._definitions[record.digest] = decode_definition(record.body)
 

@@ -12,6 +12,7 @@ from districomp.messages import (
     Goodbye,
     HelloWorker,
     Machine,
+    Returned,
     Welcome,
 )
 from districomp.model import Blob
@@ -36,10 +37,13 @@ from dworker.events import (
 from tests.sim.coordinator import Coordinator
 from tests.sim.loop import Clock
 from tests.sim.network import End
+from tests.sim.oracle import promise
 from tests.sim.runner import Runner
 from tests.sim.stage import Stage
 
 GREETING_S: Final = 5.0
+HAND_BACKS_MAX: Final = 20
+"""So often a stopping worker may have to hand something back: a few connections, a few batches on their way."""
 BACKOFF_S_FIRST: Final = 0.2
 BACKOFF_S_MAX: Final = 5.0
 
@@ -97,6 +101,7 @@ class WorkerProcess:
         self._dials = 0
         self._wake_at = float("inf")
         self._uploads: dict[int, None] = {}
+        self._handed_back = 0
 
     def die(self) -> None:
         """Nothing of this process happens any more."""
@@ -241,6 +246,8 @@ class WorkerProcess:
         for effect in effects:
             match effect:
                 case SendMessage():
+                    if isinstance(effect.message, Returned) and self.core.stopping:
+                        self._handed_back += 1
                     out += wire.encode(effect.message)
                 case StartAttempts():
                     self.runner.start(effect)
@@ -269,6 +276,10 @@ class WorkerProcess:
     def _exit(self) -> None:
         if not self.is_alive:
             return
+        promise(
+            self._handed_back <= HAND_BACKS_MAX,
+            f"{self.host.worker} was given work {self._handed_back} times while it stopped",
+        )
         assert not self.runner.busy, "a worker exits while an attempt runs"
         self.die()
         if self.end is not None:

@@ -25,6 +25,8 @@ LATEST_S: Final = 400.0
 """How long the first phase may go on, beyond its span, for a kind of which there was none."""
 LATE: Final = 1.2
 """The first phase ends after so many spans, whatever is left of the plan, once there was some of each kind."""
+CALM_LEASES: Final = 6.0
+"""So many leases after the healing every silence of before is over."""
 MORE_S: Final = 4.0
 STRETCH_MAX: Final = 2.0
 CLIENT_COUNT: Final = 3
@@ -98,11 +100,15 @@ class World:
         healed = self.loop.now
         self.oracle.is_healed = True
         self.chaos.heal()
+        self.loop.at(healed + CALM_LEASES * self.stage.lease_s, self._is_calm_now)
         in_time = self.loop.run(healed + self._patience_s(), self._is_all_done, 1.0)
         if not in_time:
             raise AssertionError(f"{self.loop.now - healed:.0f} s after everything was healed: {self._left()}")
         self._check_at_end()
         return self._summary(healed)
+
+    def _is_calm_now(self) -> None:
+        self.oracle.is_calm = True
 
     def _is_first_phase_over(self) -> bool:
         if self.loop.now < self.span_s:
@@ -119,7 +125,10 @@ class World:
         count = 4 + len(self.hosts) // 10
         extra = draw_extra(self.random, len(self.oracle.submissions), count, self.loop.now)
         self.oracle.submissions[extra.request_id] = extra
-        self.clients[len(self.oracle.submissions) % len(self.clients)].want(extra)
+        client = self.clients[len(self.oracle.submissions) % len(self.clients)]
+        if not self.stage.tally.counts["submission sent again"]:
+            client.cuts_wanted += 1
+        client.want(extra)
 
     def _patience_s(self) -> float:
         """How long the healed world may take: silences, backoffs, and the work, each generously."""
@@ -131,6 +140,8 @@ class World:
         return 4 * self.stage.lease_s + 120.0 + 4 * work_s / slots
 
     def _is_all_done(self) -> bool:
+        if not self.oracle.is_calm:
+            return False
         if not all(client.is_done() for client in self.clients):
             return False
         process = self.coordinator.process
@@ -155,6 +166,8 @@ class World:
         process = self.coordinator.process
         assert process is not None
         process.core.check()
+        assert not process.core.drafts, "submissions of clients that are gone are kept"
+        assert not process.core.repeats, "repeated submissions of clients that are gone are kept"
         self.oracle.compare(process.core)
         for host in self.hosts:
             assert host.process is not None
