@@ -28,11 +28,13 @@ from districomp.messages import (
     PROTOCOL_VERSION,
     AnyMessage,
     Goodbye,
+    HelloClient,
     HelloWeb,
     Outcome,
     Query,
     Refused,
     Reply,
+    Submit,
     Welcome,
 )
 from districomp.model import DONE, FAILED, Item, Payload
@@ -94,6 +96,9 @@ class Coordinator:
         self.asked: list[Query] = []
         self.silent = False
         self.refuses_with: Goodbye | None = None
+        self.lets_in = True
+        self.ends_submissions_with = Goodbye("stopping", "a test said nothing")
+        self.ends_at_hello = False
         self.answer_parts = 1
         self._connections: list[Connection] = []
         self._loop = asyncio.new_event_loop()
@@ -146,6 +151,14 @@ class Coordinator:
                         return
                     connection.greeted()
                     connection.send(Welcome(PROTOCOL_VERSION, "cluster7id", "room-12", 3, 15.0, message.data_url, at))
+                case HelloClient():
+                    if self.ends_at_hello:
+                        connection.close(self.ends_submissions_with.code, self.ends_submissions_with.text)
+                    elif self.lets_in:
+                        connection.greeted()
+                        connection.send(Welcome(PROTOCOL_VERSION, "cluster7id", "room-12", 3, 15.0, "", at))
+                case Submit():
+                    connection.close(self.ends_submissions_with.code, self.ends_submissions_with.text)
                 case Query():
                     self.asked.append(message)
                     if not self.silent:

@@ -16,7 +16,7 @@ from dcoord.web.link import CoordinatorLink, Question
 from dcoord.web.payload_routes import job_id, task_id
 from dcoord.web.problems import WebError
 from dcoord.web.statistics import decode, to_json
-from dcoord.web.submission import Created, read_submission
+from dcoord.web.submission import Created, Request, read_submission
 from dcoord.web.submitter import Submitter
 from districomp.documents import (
     DefinitionDocument,
@@ -27,6 +27,7 @@ from districomp.documents import (
     TaskDocument,
     WorkerDocument,
 )
+from districomp.messages import Accepted
 from districomp.model import STATE_NAMES
 
 JOBS: Final = "/api/v1/jobs"
@@ -50,6 +51,10 @@ class Asking:
     def documents(self, question: Question, cls: type[T]) -> list[T]:
         """The documents that answer a question; UnreachableError, RefusedError."""
         return decode(self.wait(self._link.ask(question)), cls)
+
+    def forget(self) -> None:
+        """What was answered before is not true any more. On the event loop."""
+        self._link.forget()
 
     def wait(self, coroutine: Coroutine[Any, Any, T], timeout_s: float = WAIT_S) -> T:
         """Run a coroutine on the event loop and wait for it."""
@@ -111,12 +116,17 @@ class ApiRoutes:
 
     def _submit(self) -> HTTPResponse:
         query()
-        message, items = read_submission(request.environ["wsgi.input"].getvalue())
-        accepted = self._asking.wait(self._submitter.submit(message, items), SUBMIT_S)
+        wanted = read_submission(request.environ["wsgi.input"].getvalue())
+        accepted = self._asking.wait(self._submitted(wanted), SUBMIT_S)
         answer = json_response(Created(accepted.job, accepted.tasks))
         answer.status = 201
         answer.set_header("Location", f"{JOBS}/{accepted.job}")
         return answer
+
+    async def _submitted(self, wanted: Request) -> Accepted:
+        accepted = await self._submitter.submit(wanted.message, wanted.items)
+        self._asking.forget()  # the job is seen by whoever is told of it
+        return accepted
 
     def _describe(self) -> HTTPResponse:
         query()

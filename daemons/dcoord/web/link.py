@@ -95,6 +95,7 @@ class CoordinatorLink:
         self._shared: dict[Question, asyncio.Task[list[bytes]]] = {}
         self._kept: OrderedDict[Question, tuple[float, list[bytes]]] = OrderedDict()
         self._kept_bytes = 0
+        self._changes = 0
 
     @property
     def is_up(self) -> bool:
@@ -132,14 +133,25 @@ class CoordinatorLink:
         if task is None:
             task = asyncio.get_running_loop().create_task(self._fetch(question))
             self._shared[question] = task
-            task.add_done_callback(lambda _: self._shared.pop(question, None))
+            task.add_done_callback(lambda done: self._unshare(question, done))
         return await asyncio.shield(task)
+
+    def forget(self) -> None:
+        """Something was changed through this process: who asks from now on shall see it."""
+        self._kept.clear()
+        self._kept_bytes = 0
+        self._shared.clear()
+        self._changes += 1
+
+    def _unshare(self, question: Question, done: "asyncio.Task[list[bytes]]") -> None:
+        if self._shared.get(question) is done:
+            del self._shared[question]
 
     async def _fetch(self, question: Question) -> list[bytes]:
         connection = self._connection
         if connection is None or not self._welcomed:
             raise UnreachableError(f"no coordinator answers at {self._socket}; start dcoord")
-        began = time.monotonic()
+        began, changes = time.monotonic(), self._changes
         if self._silent and began < self._patience_until:
             raise UnreachableError("the coordinator is connected and does not answer; ask again later")
         self._patience_until = began + SILENT_RETRY_S
@@ -161,7 +173,8 @@ class CoordinatorLink:
             self._pending.pop(number, None)
         self._hear(True)
         now = time.monotonic()
-        self._keep(question, now + min(max(AGE_S_MIN, AGE_PER_COST * (now - began)), AGE_S_MAX), documents)
+        if changes == self._changes:
+            self._keep(question, now + min(max(AGE_S_MIN, AGE_PER_COST * (now - began)), AGE_S_MAX), documents)
         return documents
 
     def _keep(self, question: Question, until: float, documents: list[bytes]) -> None:
@@ -224,8 +237,7 @@ class CoordinatorLink:
         self.cluster = Cluster(welcome.cluster, welcome.name, welcome.epoch)
         self._welcomed = True
         self._silent = False
-        self._kept.clear()
-        self._kept_bytes = 0
+        self.forget()
         self.since = time.time()
         log.info("linked to the coordinator of %s, epoch %d", welcome.name, welcome.epoch)
 

@@ -33,6 +33,7 @@ _READS: Final = ("journal", "busy", "range")
 class Route(NamedTuple):
     """A route: `answers` is what a success sends (a Struct, a list of one, or bytes), `errors` the codes of problems."""
 
+    name: str
     method: str
     path: str
     summary: str
@@ -44,35 +45,33 @@ class Route(NamedTuple):
 
 
 ROUTES: Final = (
-    Route("get", "/api/v1/status", "The cluster in figures", documents.StatusDocument, _ASKS),
-    Route("get", "/api/v1/jobs", "All jobs", list[documents.JobDocument], _ASKS),
-    Route(
-        "post", "/api/v1/jobs", "Submit a job; it is on disk when this is answered", Created,
+    Route("status", "get", "/api/v1/status", "The cluster in figures", documents.StatusDocument, _ASKS),
+    Route("jobs", "get", "/api/v1/jobs", "All jobs", list[documents.JobDocument], _ASKS),
+    Route("submit", "post", "/api/v1/jobs", "Submit a job; it is on disk when this is answered", Created,
         ("bad_params", "bad_origin", "unknown_definition", "request_timeout", "too_large", "bad_content_type", "empty",
          *_ASKS, "no_space"),
         takes=Submission, status=201,
     ),
-    Route("get", "/api/v1/jobs/{job}", "A job", documents.JobDocument, ("unknown_job", *_ASKS)),
-    Route(
-        "get", "/api/v1/jobs/{job}/tasks", "A job's tasks, at most 10,000", list[documents.TaskDocument],
+    Route("job", "get", "/api/v1/jobs/{job}", "A job", documents.JobDocument, ("unknown_job", *_ASKS)),
+    Route("job_tasks", "get", "/api/v1/jobs/{job}/tasks", "A job's tasks, at most 10,000", list[documents.TaskDocument],
         ("unknown_job", "too_many", "too_large", *_ASKS), query=("state",),
     ),
-    Route("get", "/api/v1/tasks/{task}", "A task with its attempts", documents.TaskDocument,
+    Route("task", "get", "/api/v1/tasks/{task}", "A task with its attempts", documents.TaskDocument,
           ("unknown_job", "unknown_task", *_ASKS)),
-    Route("get", "/api/v1/tasks/{task}/explain", "Why a task is where it is", documents.ExplainDocument,
+    Route("explain", "get", "/api/v1/tasks/{task}/explain", "Why a task is where it is", documents.ExplainDocument,
           ("unknown_job", "unknown_task", *_ASKS)),
-    Route("get", "/api/v1/workers", "All workers", list[documents.WorkerDocument], _ASKS),
-    Route("get", "/api/v1/definitions", "What can be submitted", list[documents.DefinitionDocument], _ASKS),
-    Route("get", "/api/v1/definitions/{name}", "A live definition, whole", documents.DefinitionShowDocument,
+    Route("workers", "get", "/api/v1/workers", "All workers", list[documents.WorkerDocument], _ASKS),
+    Route("definitions", "get", "/api/v1/definitions", "What can be submitted", list[documents.DefinitionDocument], _ASKS),
+    Route("definition", "get", "/api/v1/definitions/{name}", "A live definition, whole", documents.DefinitionShowDocument,
           ("unknown_definition", *_ASKS)),
-    Route("get", "/api/v1/openapi.json", "This description", dict),
-    Route("get", "/tasks/{task}", "The bytes that a task gets", bytes, ("unknown_task", "blob_missing", *_READS)),
-    Route("get", "/results/{task}", "The result of a task that is done", bytes,
+    Route("description", "get", "/api/v1/openapi.json", "This description", dict),
+    Route("task_data", "get", "/tasks/{task}", "The bytes that a task gets", bytes, ("unknown_task", "blob_missing", *_READS)),
+    Route("result", "get", "/results/{task}", "The result of a task that is done", bytes,
           ("unknown_task", "no_result", "blob_missing", *_READS)),
-    Route("get", "/blobs/{sha256}", "A payload above 64 KiB", bytes, ("blob_missing", "range")),
-    Route("put", "/blobs/{sha256}", "Store a payload: 201 if it is new, 200 if it was there", None,
-          ("bad_origin", "digest_mismatch", "no_space"), takes=bytes, status=201),
-    Route("get", "/stats.json", "The statistics page's numbers", Statistics),
+    Route("blob", "get", "/blobs/{sha256}", "A payload above 64 KiB", bytes, ("blob_missing", "range")),
+    Route("store_blob", "put", "/blobs/{sha256}", "Store a payload: 201 if it is new, 200 if it was there", None,
+          ("bad_origin", "not_found", "digest_mismatch", "no_space"), takes=bytes, status=201),
+    Route("statistics", "get", "/stats.json", "The statistics page's numbers", Statistics, ("busy",)),
 )  # fmt: skip
 
 
@@ -83,8 +82,7 @@ def render() -> bytes:
 
 def description() -> Schema:
     """The description."""
-    structs = [_struct(route) for route in ROUTES]
-    types = [each for pair in structs for each in pair if each is not None]
+    types = [kind for route in ROUTES for kind in (route.answers, route.takes) if kind not in (None, bytes, dict)]
     _, schemas = msgspec.json.schema_components([*types, Problem], ref_template=_REFERENCE)
     submission = schemas["Submission"]
     submission["not"] = {"anyOf": [{"required": [a, b]} for i, a in enumerate(FORMS) for b in FORMS[i + 1 :]]}
@@ -104,11 +102,6 @@ def description() -> Schema:
     }
 
 
-def _struct(route: Route) -> tuple[Any, Any]:
-    """The types whose schemas a route needs."""
-    return tuple(None if kind in (None, bytes, dict) else kind for kind in (route.answers, route.takes))  # type: ignore[return-value]
-
-
 def _operation(route: Route) -> Schema:
     responses: Schema = {str(route.status): _answer(route)}
     if route.method == "put":
@@ -116,7 +109,7 @@ def _operation(route: Route) -> Schema:
     if route.answers is bytes:
         responses |= {"206": _answer(route), "304": {"description": "If-None-Match names it"}}
     responses |= _problems((*_ALWAYS, *route.errors))
-    operation: Schema = {"summary": route.summary, "operationId": _operation_id(route), "responses": responses}
+    operation: Schema = {"summary": route.summary, "operationId": route.name, "responses": responses}
     names = [part[1:-1] for part in route.path.split("/") if part.startswith("{")]
     parameters = [_parameter(name, "path") for name in names] + [_parameter(name, "query") for name in route.query]
     if parameters:
@@ -124,11 +117,6 @@ def _operation(route: Route) -> Schema:
     if route.takes is not None:
         operation["requestBody"] = {"required": True, "content": _content(route.takes)}
     return operation
-
-
-def _operation_id(route: Route) -> str:
-    words = [part.strip("{}").replace(".", "_") for part in route.path.removeprefix("/api/v1").split("/") if part]
-    return "_".join([route.method, *words])
 
 
 def _parameter(name: str, place: str) -> Schema:
@@ -143,7 +131,7 @@ def _answer(route: Route) -> Schema:
         answer["headers"] = {"Location": {"description": "The job's path", "schema": {"type": "string"}}}
         answer["links"] = {
             operation: {"operationId": operation, "parameters": {"job": "$response.body#/job"}}
-            for operation in ("get_jobs_job", "get_jobs_job_tasks")
+            for operation in ("job", "job_tasks")
         }
     return answer
 
