@@ -1,14 +1,25 @@
-"""The pure parts of the web process: ranges and entity tags, the rate's history, figures, host names."""
+"""The pure parts of the web process: ranges and entity tags, the rate's history, figures, host names, submissions, and
+the description of the API."""
 
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dcoord.web import figures
+from dcoord.web import figures, openapi
 from dcoord.web.files import choose_part, etag_matches
 from dcoord.web.guard import Hosts
+from dcoord.web.problems import STATUS, WebError
 from dcoord.web.statistics import RateHistory
+from dcoord.web.submission import Submission, read_submission
 from districomp.documents import Counts
+from districomp.ranges import parse_range
+from scripts import openapi as openapi_script
 
 NAME = "ab" * 32
 COUNTS = st.builds(Counts, *[st.integers(0, 10**6)] * 6)
@@ -143,3 +154,116 @@ def test_the_bound_address_is_a_name_of_ours() -> None:
     assert not hosts.allow("192.0.2.70")
     assert not hosts.allow("farm.example.org")
     assert Hosts("::1").allow("[::1]:1")
+
+
+# ---- submissions ----
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner, max_size=4),
+    max_leaves=12,
+)
+MEMBERS = st.sampled_from([*Submission.__struct_fields__, "dat", "rnage", ""])
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_submission_or_refused(body: bytes) -> None:
+    with pytest.raises(WebError) as refused:
+        read_submission(body)
+    assert refused.value.code == "bad_request"
+
+
+@given(st.dictionaries(MEMBERS, JSON_VALUES | st.just("copy") | st.just("1..3"), max_size=5))
+def test_any_document_is_a_submission_or_refused_in_one_sentence(document: dict[str, Any]) -> None:
+    try:
+        wanted = read_submission(json.dumps(document).encode())
+    except WebError as error:
+        assert error.code in ("bad_request", "empty")
+        assert len(str(error)) < 4000
+    else:
+        assert wanted.message.definition == document["definition"]
+        forms = (wanted.items is not None, wanted.message.numbers is not None, bool(wanted.message.matrix))
+        assert sum(forms) + (wanted.message.count == 1 and not any(forms)) == 1
+
+
+@given(st.integers(-(10**18) + 1, 10**18 - 1), st.integers(-(10**18) + 1, 10**18 - 1), st.integers(-99, 99))
+def test_a_range_of_numbers_includes_its_ends(first: int, last: int, step: int) -> None:
+    text = f"{first}..{last}:{step}"
+    if step == 0:
+        with pytest.raises(ValueError, match="step 0"):
+            parse_range(text)
+        return
+    numbers = parse_range(text)
+    assert numbers[0] == first
+    assert min(first, last) <= numbers[-1] <= max(first, last)
+    assert abs(last - numbers[-1]) < abs(step)
+    message = read_submission(json.dumps({"definition": "d", "range": text}).encode()).message
+    assert message.numbers == (first, numbers.step)
+    assert numbers[0] + (message.count - 1) * numbers.step == numbers[-1]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "1", "1..", "..1", "1...2", "1..2:", "1 ..2", "1..2\n", "a..b", "1_0..2", "1" * 19 + "..2", "\u0661..2"],
+)
+def test_what_is_no_range_of_numbers_is_said(text: str) -> None:
+    with pytest.raises(ValueError, match="for example"):
+        parse_range(text)
+
+
+# ---- the description of the API ----
+
+DESCRIPTION: dict[str, Any] = json.loads(openapi.render())
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "http.md"
+
+
+def test_the_committed_description_is_current() -> None:
+    assert openapi_script.FILE.read_bytes() == openapi.render(), "run `make docs`"
+
+
+def test_every_operation_has_its_name_and_its_parameters() -> None:
+    names = [route.name for route in openapi.ROUTES]
+    assert len(set(names)) == len(names)
+    assert sum(len(path) for path in DESCRIPTION["paths"].values()) == len(names)
+    for path, operations in DESCRIPTION["paths"].items():
+        for operation in operations.values():
+            named = [each["name"] for each in operation.get("parameters", []) if each["in"] == "path"]
+            assert named == re.findall(r"\{(\w+)\}", path)
+
+
+def test_every_reference_leads_somewhere() -> None:
+    found = set(re.findall(r'"#/components/schemas/(\w+)"', openapi.render().decode()))
+    assert found == set(DESCRIPTION["components"]["schemas"])
+
+
+def test_the_submissions_schema_is_its_struct() -> None:
+    schema = DESCRIPTION["components"]["schemas"]["Submission"]
+    assert list(schema["properties"]) == [field.name for field in msgspec.structs.fields(Submission)]
+    assert schema["required"] == ["definition"]
+    assert schema["additionalProperties"] is False
+    assert all(entry.get("description") for entry in schema["properties"].values())
+    assert {"required": ["data", "range"]} in schema["not"]["anyOf"]
+    assert re.search(schema["properties"]["range"]["pattern"], "-3..9:2")
+    assert not re.search(schema["properties"]["range"]["pattern"], "1-2")
+
+
+def test_every_code_of_an_error_is_documented() -> None:
+    text = DOCUMENT.read_text(encoding="utf-8")
+    rows = {
+        code: row for row in text.splitlines() if re.match(r"\| \d{3} \|", row) for code in re.findall(r"`(\w+)`", row)
+    }
+    for code, status in STATUS.items():
+        assert rows.get(code, "").startswith(f"| {status} |"), code
+
+
+def test_every_route_is_documented() -> None:
+    text = DOCUMENT.read_text(encoding="utf-8")
+    words = {"{task}": "JOB.INDEX", "{job}": "N", "{sha256}": "SHA256", "{name}": "NAME"}
+    for route in openapi.ROUTES:
+        path = route.path
+        for place, word in words.items():
+            path = path.replace(place, word)
+        assert re.search(rf"`{route.method.upper()} {re.escape(path)}[`?]|, `{re.escape(path)}`", text), (
+            route.method,
+            path,
+        )
