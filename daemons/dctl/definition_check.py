@@ -24,8 +24,7 @@ def check_file(path: Path) -> tuple[list[Problem], list[Problem]]:
     data = _read(path, shown)
     if isinstance(data, Problem):
         return [data], []
-    name = path.name.removesuffix(_SUFFIX)
-    draft = Draft(data, shown, os.fsencode(name).decode("utf-8", "replace"))
+    draft = Draft(data, shown, os.fsencode(path.stem).decode("utf-8", "replace"))
     try:
         draft.check_programs(_bundle_files(path.parent, draft.bundle) if draft.bundle else [])
     except BundleError as error:

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from demo.cluster import wait_until
 from tests.integration.taskslab import TASKS, TasksLab, tasks_lab
+from tests.integration.test_tasks_check import BAD_FILES
 
 __all__ = ["tasks_lab"]
 
@@ -108,6 +110,48 @@ def test_every_template_is_complete() -> None:
 
 
 # ---- what is wrong on the way ----
+
+
+def test_bad_files_are_listed_and_harm_nothing(tasks_lab: TasksLab) -> None:
+    bad = {name: data for name, (data, _) in BAD_FILES.items()}
+    paths = [tasks_lab.drop_ins / f"bad{number}.yaml" for number in range(len(bad))]
+    for path, data in zip(paths, bad.values(), strict=True):
+        path.write_bytes(data)
+    wanted = {path.stem for path in paths}
+
+    def listed() -> set[str]:
+        entries = tasks_lab.cluster.dctl_json("def", "list")
+        return {entry["name"] for entry in entries if entry["problems"] and not entry["version"]}
+
+    wait_until(lambda: listed() == wanted, "all the bad files to be listed")
+    assert tasks_lab.results("checksum", "--data", "abc")[0].startswith(b"ba7816bf")
+    refused = tasks_lab.cluster.dctl("submit", "bad0", check=False)
+    assert refused.returncode == 2
+    assert b"bad0" in refused.stderr
+    shown = tasks_lab.cluster.dctl("def", "show", "bad0", check=False)
+    assert shown.returncode == 2
+    assert b"the definition 'bad0' is not live, because its file is wrong" in shown.stderr
+    assert b"anchors (&a0) are not allowed" in shown.stderr
+    for path in paths:
+        path.unlink()
+    wait_until(lambda: listed() == set(), "the bad files to be forgotten")
+
+
+def test_a_definition_is_shown_whole(tasks_lab: TasksLab) -> None:
+    document = tasks_lab.cluster.dctl_json("def", "show", "compile")
+    assert document["definition"]["argv"] == ["sh", "compile.sh", "{item}", "{flags}"]
+    assert document["version"] == document["definition"]["digest"]
+    shown = tasks_lab.cluster.dctl("def", "show", "compile").stdout.decode()
+    lines = [line.split(None, 1) for line in shown.splitlines()]
+    assert ["command", '[sh, compile.sh, "{item}", "{flags}"]'] in lines
+    assert ["param", 'flags: a list of texts; default ["-O2"]'] in lines
+    assert ["limits", "time 10 min 0 s, data 64.0 MiB"] in lines
+    assert ["retries", "3, the first after 1.0 s; never after exit code 1"] in lines
+    assert ["requires", "programs gcc"] in lines
+    assert ["origin", str(tasks_lab.drop_ins / "compile.yaml")] in lines
+    near = tasks_lab.cluster.dctl("def", "show", "compil", check=False)
+    assert near.returncode == 2
+    assert b"did you mean 'compile'?" in near.stderr
 
 
 def test_an_isolation_that_no_worker_has_is_named(tasks_lab: TasksLab) -> None:

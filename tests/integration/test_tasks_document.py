@@ -7,11 +7,13 @@ import pytest
 from msgspec.structs import fields
 
 from districomp import taskfile
-from districomp.taskfile import ISOLATIONS_NOW, Draft, parse_definition
+from districomp.taskfile import ISOLATIONS_NOW, RUNNERS, Draft, parse_definition
 from districomp.taskkeys import ISOLATIONS, LimitKeys, ParamKeys, RequireKeys, RetryKeys, TaskFile
 from districomp.yamlfile import YamlError
 
-TEXT = (Path(__file__).resolve().parents[2] / "docs" / "tasks.md").read_text()
+ROOT = Path(__file__).resolve().parents[2]
+TASKS = ROOT / "tasks"
+TEXT = (ROOT / "docs" / "tasks.md").read_text()
 EXAMPLES = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
 
 
@@ -66,3 +68,13 @@ def test_every_link_within_it_leads_somewhere() -> None:
         re.sub(r"[^a-z0-9 -]", "", line.lower()).replace(" ", "-") for line in re.findall(r"(?m)^#+ (.*)$", TEXT)
     }
     assert set(re.findall(r"\]\(#([^)]*)\)", TEXT)) <= headings
+
+
+def runner_of(path: Path) -> str:
+    return next(runner for runner in RUNNERS if f"\n{runner}:" in path.read_text())
+
+
+def test_every_shipped_definition_is_in_its_list() -> None:
+    listed = re.findall(r"(?m)^\| \[`(\w+)`\]\(../tasks/\1\.yaml\) \| `(\w+)`", TEXT)
+    shipped = [(path.stem, runner_of(path)) for path in TASKS.glob("*.yaml")]
+    assert sorted(listed) == sorted(shipped)
