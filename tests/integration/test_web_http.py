@@ -62,11 +62,10 @@ class Echo:
 
     async def endless(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
-        with contextlib.suppress(ConnectionResetError):
-            while True:
-                await send({"type": "http.response.body", "body": bytes(65536), "more_body": True})
-                self.endless_bytes += 65536
-                await asyncio.sleep(0)
+        while True:
+            await send({"type": "http.response.body", "body": bytes(65536), "more_body": True})
+            self.endless_bytes += 65536
+            await asyncio.sleep(0)
 
 
 class Server:
@@ -353,6 +352,17 @@ def test_an_idle_connection_and_a_stalled_download_are_cut() -> None:
             while piece := stalled.recv(1 << 20):
                 got += len(piece)
                 assert got < 50_000_000, "it goes on as if nothing had happened"
+
+
+def test_a_peer_that_leaves_before_its_answer_is_no_bug_of_ours(caplog: pytest.LogCaptureFixture) -> None:
+    with Server() as server:
+        for _ in range(3):
+            with server.connect() as peer:
+                peer.sendall(GET.replace(b"/echo", b"/endless"))
+                some(peer)
+                peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+        assert server.say(GET.replace(b"Host", b"Connection: close\r\nHost")).endswith(b"GET /echo 0")
+    assert caplog.text == ""
 
 
 def test_a_request_under_way_has_no_deadline_of_the_peers() -> None:

@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from dcoord.web.http1 import Event
-from dcoord.web.json_bodies import JsonBodies, PeerGoneError
+from dcoord.web.http1 import Event, PeerGoneError
+from dcoord.web.json_bodies import JsonBodies
 from dcoord.web.problems import WebError
 from demo.cluster import Cluster, wait_until
 from districomp.client import Client

@@ -15,7 +15,7 @@ from typing import Any, Final
 from dcoord.web.files import FileSlice, send_slice
 from dcoord.web.guard import send_problem
 from dcoord.web.http1 import Receive, Scope, Send
-from dcoord.web.json_bodies import JsonBodies, PeerGoneError
+from dcoord.web.json_bodies import JsonBodies
 from dcoord.web.problems import WebError
 
 WAITING_MAX: Final = 128
@@ -47,8 +47,6 @@ class WsgiBridge:
             status, headers, body = await self._run(scope, receive)
         except WebError as error:
             await send_problem(send, error)
-            return
-        except PeerGoneError:
             return
         finally:
             self._under_way -= 1

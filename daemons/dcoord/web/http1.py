@@ -73,6 +73,10 @@ class Owner(Protocol):
         """The `Date` header's value."""
 
 
+class PeerGoneError(ConnectionError):
+    """There is nobody to answer any more; raised out of `send`, and by applications that find it out."""
+
+
 class _RefusedError(Exception):
     """The request cannot be answered by the application; the connection ends with this status."""
 
@@ -283,6 +287,8 @@ class HttpConnection(asyncio.Protocol):
             await self._owner.app(self._scope(request), receive, send)
             if not request.answered and self._transport is not None:
                 raise RuntimeError("the application ended without an answer")
+        except PeerGoneError:
+            log.debug("the peer of %s %r went away before its answer", request.method, request.target)
         except Exception:  # the connection's own boundary: our bug costs this request only
             log.exception("answering %s %r failed", request.method, request.target)
             if request.head_sent:
@@ -361,7 +367,7 @@ class HttpConnection(asyncio.Protocol):
         request.answered = not more
         transport = self._transport
         if transport is None:
-            raise ConnectionResetError("the peer is gone")
+            raise PeerGoneError
         if head and body:
             transport.writelines((head, body))
         elif head or body:

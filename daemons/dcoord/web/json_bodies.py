@@ -9,17 +9,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
 
-from dcoord.web.http1 import Receive, Scope
+from dcoord.web.http1 import PeerGoneError, Receive, Scope
 from dcoord.web.problems import WebError
 
 BODY_BYTES_MAX: Final = 16 * 1024 * 1024
 TOGETHER_BYTES_MAX: Final = 2 * BODY_BYTES_MAX
 """Of all requests: decoded, a body of many short items takes several times its size."""
 BODY_S: Final = 60.0
-
-
-class PeerGoneError(Exception):
-    """The peer went away before its body was whole: there is nobody to answer."""
 
 
 class JsonBodies:
