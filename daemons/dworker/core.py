@@ -10,10 +10,12 @@ import msgspec
 
 from districomp.messages import (
     Ack,
+    Ask,
     Assign,
     DataAt,
     Define,
     Goodbye,
+    Has,
     Heartbeat,
     JobSpec,
     Message,
@@ -35,6 +37,8 @@ from dworker.events import (
     Effects,
     Events,
     Exit,
+    Look,
+    Looked,
     Received,
     Reset,
     SendMessage,
@@ -45,7 +49,7 @@ from dworker.events import (
     Uploaded,
     UseData,
 )
-from dworker.hold import PIPELINE_MAX, Chunk, Queue, Slot, Spooled, Work, problem
+from dworker.hold import Chunk, Queue, Slot, Spooled, Work, held_rows, problem
 from dworker.reports import HeldRow, Rows, inventories, one_row
 
 STARTED_S: Final = 0.05
@@ -56,6 +60,8 @@ HELD_MAX: Final = 16_384
 """A coordinator that gives more leases than this is out of its mind."""
 WORKS_MAX: Final = 10_000
 """So many jobs are remembered; the oldest that nothing is held of are forgotten."""
+LOOKS_MAX: Final = 10_000
+"""So many programs may be asked after before the first answer."""
 HAND_BACK_S: Final = 5.0
 """When stopping: how long reports wait for their acknowledgement once no attempt runs."""
 
@@ -92,6 +98,7 @@ class WorkerCore:
         self._report_at: float | None = None
         self._unacknowledged: dict[int, Reports] = {}
         self._serial = settings.first_serial
+        self._looks = 0
         self._effects: list[Effects] = []
 
     # ---- the interface ----
@@ -108,6 +115,9 @@ class WorkerCore:
                         self._on_message(event.message, now)
                 case Uploaded():
                     self._on_uploaded(event.lease)
+                case Looked():
+                    self._looks -= len(event.programs)
+                    self._send(Has(event.programs, event.found))
                 case Connected():
                     self._on_connected(event.welcome, event.at)
                 case Disconnected():
@@ -191,22 +201,7 @@ class WorkerCore:
         self._unacknowledged.clear()
 
     def _held(self) -> dict[int, list[HeldRow]]:
-        """Every lease held and not yet reported, by job."""
-        rows: dict[int, list[HeldRow]] = {}
-        for chunk in self._queue.chunks:
-            rows.setdefault(chunk.work.job, []).extend((*row, None) for row in chunk.rows())
-        for slot in self._slots:
-            if slot.work is None or slot.disowned:
-                continue
-            since: float | None = slot.since + self._offset_s
-            for lease, (index, attempt) in slot.hand.items():
-                rows.setdefault(slot.work.job, []).append((lease, index, attempt, since))
-                since = None
-        for lease, spooled in self._spooled.items():
-            started = spooled.event.started[0] if spooled.event.started else None
-            since = None if started is None else started + self._offset_s
-            rows.setdefault(spooled.work.job, []).append((lease, spooled.index, spooled.attempt, since))
-        return rows
+        return held_rows(self._queue, self._slots, self._spooled, self._offset_s)
 
     def _keep_alive(self, now: float) -> None:
         if now - self._heard >= self._lease_s:
@@ -247,8 +242,17 @@ class WorkerCore:
                     self._send(reports)
             case DataAt():
                 self._effects.append(UseData(message.url))
+            case Ask():
+                self._on_ask(message)
             case _:
                 self._reset("protocol", f"a worker does not expect a {type(message).__name__}")
+
+    def _on_ask(self, ask: Ask) -> None:
+        if self._looks + len(ask.programs) > LOOKS_MAX:
+            self._reset("protocol", f"more than {LOOKS_MAX} programs are asked after at once")
+            return
+        self._looks += len(ask.programs)
+        self._effects.append(Look(ask.programs))
 
     def _on_job(self, spec: JobSpec) -> None:
         if spec.job in self._works:
@@ -284,14 +288,10 @@ class WorkerCore:
 
     def _on_recall(self, leases: list[int]) -> None:
         rows = self._queue.withdraw(leases)
-        for work, *_ in rows:
-            work.held -= 1
         self._send(Returned([lease for _, lease, _, _ in rows]))
 
     def _on_stop(self, leases: list[int], now: float) -> None:
         rows = self._queue.withdraw(leases)
-        for work, *_ in rows:
-            work.held -= 1
         self._fail_unstarted(rows, now, "cancelled", b"")
         for slot in self._slots:
             if slot.hand and not slot.disowned:
@@ -305,7 +305,7 @@ class WorkerCore:
     # ---- attempts ----
 
     def _place(self, now: float) -> None:
-        """Give waiting leases to slots: free ones first, then `stream` slots that run short."""
+        """Give waiting leases to slots: free ones first, then slots of lasting processes that run short."""
         if not self._queue.count or len(self._spooled) >= max(4, 2 * len(self._slots)):
             return
         for slot in self._slots:
@@ -332,7 +332,9 @@ class WorkerCore:
             slot.work, slot.since = work, now
         slot.hand.update(zip(leases, zip(indexes, attempts or [1] * count, strict=True), strict=True))
         self._effects.append(
-            StartAttempts(slot.number, work.job, work.definition, work.params, leases, indexes, attempts, items)
+            StartAttempts(
+                slot.number, work.job, work.definition, work.params, leases, indexes, attempts, items, work.matrix
+            )
         )
         return True
 
@@ -488,11 +490,7 @@ class WorkerCore:
             mine = sum(1 for other, _ in held if other is work)
             assert work.held == mine, f"job {work.job}: {work.held} held, {mine} found"
         for slot in self._slots:
-            assert bool(slot.hand) == (slot.work is not None), "a slot's job is not that of its hand"
-            assert len(slot.hand) <= PIPELINE_MAX, "a slot's hand is too large"
-            if slot.work is not None and slot.work.definition is not None:
-                assert slot.work.definition.runner == "stream" or len(slot.hand) == 1, "a command slot runs two"
-            assert slot.hand or not slot.disowned, "an empty slot is disowned"
+            slot.check()
         serials = list(self._unacknowledged)
         assert serials == sorted(serials), "reports are out of order"
         assert all(self.settings.first_serial <= serial < self._serial for serial in serials), "a serial is made up"

@@ -25,6 +25,8 @@ from dworker.events import (
     Effects,
     Events,
     Exit,
+    Look,
+    Looked,
     Reset,
     SendMessage,
     Shutdown,
@@ -38,6 +40,7 @@ from dworker.identity import StateFolder
 from dworker.link import Link
 from dworker.runners import limits
 from dworker.runners.command import CommandRunner
+from dworker.runners.environment import installed
 from dworker.runners.host import Host
 from dworker.runners.stream import StreamRunner
 
@@ -164,7 +167,7 @@ class Daemon:
             case SendMessage():
                 self._link.send(effect.message)
             case StartAttempts():
-                runner = self._streams if effect.definition.runner == "stream" else self._commands
+                runner = self._commands if effect.definition.runner == "command" else self._streams
                 runner.start(effect)
             case StopAttempts():
                 self._commands.stop(effect)
@@ -177,10 +180,22 @@ class Daemon:
                 self._host.discard(effect.leases)
             case UseData():
                 self._cache.use(effect.url)
+            case Look():
+                self._look(effect.programs)
             case Reset():
                 self._link.reset(effect.code, effect.text)
             case Exit():
                 self._stop()
+
+    def _look(self, programs: list[str]) -> None:
+        """In a thread: a folder of PATH may lie on a disk that is asleep."""
+        looking = self._loop.run_in_executor(self._host.lookers, installed, programs, self._host.base_env["PATH"])
+
+        def looked(found: "asyncio.Future[list[str]]") -> None:
+            if not found.cancelled():
+                self.post(Looked(programs, found.result()))
+
+        looking.add_done_callback(looked)
 
     # ---- for people ----
 

@@ -57,11 +57,18 @@ class Uploaded(Event):
     lease: int
 
 
+class Looked(Event):
+    """The answer to the effect Look: which of these programs the machine has."""
+
+    programs: list[str]
+    found: list[str]
+
+
 class Shutdown(Event):
     """The daemon was told to stop: hand everything back, then Exit."""
 
 
-Events = Connected | Disconnected | Received | AttemptsEnded | Uploaded | Shutdown
+Events = Connected | Disconnected | Received | AttemptsEnded | Uploaded | Looked | Shutdown
 
 
 class Effect(msgspec.Struct, gc=False):
@@ -75,7 +82,10 @@ class SendMessage(Effect):
 
 
 class StartAttempts(Effect):
-    """Run these in a slot, in their order. More than one, or while others run there, only for `stream` definitions."""
+    """Run these in a slot, in their order. More than one, or while others run there, only where one process takes many.
+
+    A task's params are `params` and, with a `matrix`, `taskdef.matrix_params` of its index.
+    """
 
     slot: int
     job: int
@@ -85,6 +95,7 @@ class StartAttempts(Effect):
     indexes: list[int]
     attempts: list[int]  # empty: all 1
     items: list[Item]  # empty: no input
+    matrix: list[tuple[str, list[Any]]] = []
 
 
 class StopAttempts(Effect):
@@ -121,8 +132,14 @@ class Reset(Effect):
     text: str
 
 
+class Look(Effect):
+    """Look for these programs on the machine; answered by Looked."""
+
+    programs: list[str]
+
+
 class Exit(Effect):
     """Everything is handed back, or cannot be: end the process."""
 
 
-Effects = SendMessage | StartAttempts | StopAttempts | Upload | Discard | UseData | Reset | Exit
+Effects = SendMessage | StartAttempts | StopAttempts | Upload | Discard | UseData | Look | Reset | Exit

@@ -4,20 +4,22 @@ No object per waiting lease: an Assign stays the columns that it came as, with a
 """
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
 
 from districomp.messages import Assign, JobSpec
 from districomp.model import Item
+from districomp.placeholders import Place, split_argument
 from districomp.taskdef import Definition
 from dworker.events import AttemptsEnded
+from dworker.reports import HeldRow
 
-RUNNERS: Final = ("command", "stream")
 PIPELINE_MAX: Final = 512
-"""The most attempts that a `stream` slot has in hand."""
+"""The most attempts that a slot with a lasting process has in hand."""
 PIPELINE_S: Final = 0.02
-"""How much work of one job a `stream` slot has in hand: what cannot be recalled or go to another slot."""
+"""How much work of one job such a slot has in hand: what cannot be recalled or go to another slot."""
 _MEMORY: Final = 0.8
 """Weight of the past in a job's mean attempt time."""
 
@@ -26,26 +28,48 @@ def problem(definition: Definition | None, isolation: tuple[str, ...]) -> str:
     """Why tasks of a definition cannot run here, as a sentence; '' if they can. None: it could not be decoded."""
     if definition is None:
         return "This worker does not understand the definition: it is of another version of districomp."
-    if definition.runner not in RUNNERS:
-        return f"This worker has no runner {definition.runner!r}."
     for level in definition.isolation:
         if level not in isolation:
             return f"The definition asks for isolation {level!r}; this worker has {', '.join(isolation)}."
     return ""
 
 
-class Work:
-    """A job as this worker knows it. `problem`: why its tasks cannot run here, '' if they can."""
+def arguments_vary(definition: Definition, matrix: Sequence[tuple[str, Any]]) -> bool:
+    """Whether the arguments differ from task to task by a param of the matrix. ValueError: they are not well formed."""
+    if not matrix or definition.runner == "python":
+        return False
+    names = [name for name, _ in matrix]
+    places = (part for argument in definition.argv for part in split_argument(argument))
+    return any(isinstance(part, Place) and part.name in names for part in places)
 
-    __slots__ = ("_mean_s", "_window", "definition", "held", "job", "numbers", "params", "problem")
+
+def has_lasting_process(spec: JobSpec, definition: Definition | None) -> bool:
+    """Whether one process can take several tasks of a job at once."""
+    if definition is None or definition.runner == "command":
+        return False
+    try:
+        return not arguments_vary(definition, spec.matrix)
+    except ValueError:
+        return False
+
+
+class Work:
+    """A job as this worker knows it.
+
+    `problem`: why its tasks cannot run here, '' if they can. `lasts`: one process takes many of them.
+    """
+
+    __slots__ = ("_mean_s", "_window", "definition", "held", "job", "lasts", "matrix", "numbers", "params", "problem")
 
     def __init__(self, spec: JobSpec, definition: Definition | None, problem: str) -> None:
         self.job = spec.job
         self.params: dict[str, Any] = spec.params
         self.numbers = spec.numbers
+        self.matrix = spec.matrix
         self.definition = definition
         self.problem = problem
         self.held = 0
+        self.lasts = has_lasting_process(spec, definition)
         self._window = 1
         self._mean_s: float | None = None
 
@@ -56,7 +80,7 @@ class Work:
 
     def timed(self, count: int, busy_s: float) -> None:
         """Attempts of this job took so long; the window follows, growing at most twofold a step."""
-        if self.definition is None or self.definition.runner != "stream":
+        if not self.lasts:
             return
         mean = busy_s / count
         self._mean_s = mean if self._mean_s is None else _MEMORY * self._mean_s + (1 - _MEMORY) * mean
@@ -142,6 +166,15 @@ class Slot:
         """The lease of the attempt that runs."""
         return next(iter(self.hand))
 
+    def check(self) -> None:
+        """Every invariant."""
+        assert bool(self.hand) == (self.work is not None), "a slot's job is not that of its hand"
+        assert len(self.hand) <= PIPELINE_MAX, "a slot's hand is too large"
+        assert self.work is None or self.work.lasts or len(self.hand) == 1, (
+            "a slot whose process takes one task has two"
+        )
+        assert self.hand or not self.disowned, "an empty slot is disowned"
+
 
 class Spooled(msgspec.Struct):
     """An attempt that ended; its report waits for the upload of its result."""
@@ -179,6 +212,7 @@ class Queue:
                 place += 1
             row = chunks[place].withdraw(lease) if chunks else None
             if row is not None:
+                chunks[place].work.held -= 1
                 found.append((chunks[place].work, lease, *row))
         self.count -= len(found)
         return found
@@ -191,3 +225,24 @@ class Queue:
         self.chunks.clear()
         self.count = 0
         return leases
+
+
+def held_rows(
+    queue: Queue, slots: list[Slot], spooled: dict[int, Spooled], offset_s: float
+) -> dict[int, list[HeldRow]]:
+    """Every lease held and not yet reported, by job; times moved by `offset_s`."""
+    rows: dict[int, list[HeldRow]] = {}
+    for chunk in queue.chunks:
+        rows.setdefault(chunk.work.job, []).extend((*row, None) for row in chunk.rows())
+    for slot in slots:
+        if slot.work is None or slot.disowned:
+            continue
+        since: float | None = slot.since + offset_s
+        for lease, (index, attempt) in slot.hand.items():
+            rows.setdefault(slot.work.job, []).append((lease, index, attempt, since))
+            since = None
+    for lease, entry in spooled.items():
+        started = entry.event.started[0] if entry.event.started else None
+        since = None if started is None else started + offset_s
+        rows.setdefault(entry.work.job, []).append((lease, entry.index, entry.attempt, since))
+    return rows

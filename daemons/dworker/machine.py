@@ -1,4 +1,7 @@
-"""What this machine is, as the coordinator is told: processor, memory, programs."""
+"""What this machine is, as the coordinator is told: processor, memory, labels.
+
+Which programs it has is looked up when the coordinator asks: thousands of names in every greeting would help nobody.
+"""
 
 import os
 import platform
@@ -6,10 +9,8 @@ from typing import Final
 
 from districomp.messages import Machine
 from dworker.runners import limits
-from dworker.runners.environment import base
 
-PROGRAMS_BYTES_MAX: Final = 40 * 1024
-"""The greeting has 64 KiB; a machine with more programs names those that come first."""
+_ARCH: Final = {"amd64": "x86_64", "x64": "x86_64", "x86-64": "x86_64", "arm64": "aarch64", "i386": "i686"}
 
 
 def cpus() -> int:
@@ -27,33 +28,19 @@ def memory_bytes() -> int:
         return 0
 
 
-def programs(path: str) -> list[str]:
-    """The names of all programs along a PATH, sorted."""
-    names: set[str] = set()
-    for folder in path.split(os.pathsep):
-        try:
-            with os.scandir(folder or ".") as entries:
-                names.update(entry.name for entry in entries if os.access(entry.path, os.X_OK))
-        except OSError:
-            continue
-    taken, left = [], PROGRAMS_BYTES_MAX
-    for name in sorted(names):
-        left -= len(name.encode("utf-8", "surrogateescape")) + 3
-        if left < 0:
-            break
-        if name.isprintable():
-            taken.append(name)
-    return taken
+def arch(said: str) -> str:
+    """A processor's name as `uname -m` prints it on Linux, whatever this system calls it."""
+    name = said.lower()
+    return _ARCH.get(name, name)
 
 
 def describe(labels: list[str]) -> Machine:
     """Everything, for the greeting."""
     return Machine(
-        arch=platform.machine(),
+        arch=arch(platform.machine()),
         system=platform.system(),
         cpus=cpus(),
         memory_bytes=memory_bytes(),
         isolation=list(limits.ISOLATION),
-        programs=programs(base()["PATH"]),
         labels=labels,
     )

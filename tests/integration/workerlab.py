@@ -233,14 +233,22 @@ class Lab:
             self.connection.send(message)
 
     def define(
-        self, argv: list[str] | None = None, *, values: dict[str, Any] | None = None, numbers: Any = None, **rest: Any
+        self,
+        argv: list[str] | None = None,
+        *,
+        values: dict[str, Any] | None = None,
+        numbers: Any = None,
+        matrix: list[tuple[str, list[Any]]] | None = None,
+        version_of: int | None = None,
+        **rest: Any,
     ) -> int:
-        """A new job with a definition of its own; its number. `values`: the job's params. `rest`: fields of Definition."""
+        """A new job; its number. `values`: the job's params. `rest`: fields of Definition, which is a version of its own or an earlier job's."""
         job = self._next_job
         self._next_job += 1
-        definition = Definition("lab", f"digest{job}", "", **{"runner": "command", "argv": argv or ["true"]} | rest)
-        self.send(Define(definition.digest, encode_definition(definition)))
-        self.send(JobSpec(job, definition.digest, values or {}, numbers))
+        digest = f"digest{version_of or job}"
+        definition = Definition("lab", digest, "", **{"runner": "command", "argv": argv or ["true"]} | rest)
+        self.send(Define(digest, encode_definition(definition)))
+        self.send(JobSpec(job, digest, values or {}, numbers, matrix or []))
         return job
 
     def assign(self, job: int, items: list[Item] | int, first: int = 0) -> list[int]:

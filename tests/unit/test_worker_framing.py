@@ -68,19 +68,27 @@ def test_an_answer_over_the_limit() -> None:
 def test_a_newline_cannot_go_through_lines() -> None:
     assert "newline" in Lines(None).refusal(Waiting(1, 1, 1, b"a\nb"))
     assert Lines(None).refusal(Waiting(1, 1, 1, b"a b")) == ""
-    assert Json(None, {}).refusal(Waiting(1, 1, 1, b"a\nb")) == ""
+    assert Json(None).refusal(Waiting(1, 1, 1, b"a\nb")) == ""
 
 
 def test_json_items() -> None:
-    framing = Json(None, {"n": 3})
-    text, raw = framing.encode([Waiting(1, 42, 7, "caf\u00e9\n".encode()), Waiting(2, 42, 8, b"\xff")]).splitlines()
-    assert json.loads(text) == {"id": "42.7", "item": "caf\u00e9\n", "params": {"n": 3}}
-    assert json.loads(raw) == {"id": "42.8", "item_base64": base64.b64encode(b"\xff").decode(), "params": {"n": 3}}
+    framing = Json(None)
+    three = {"n": 3}
+    batch = [
+        Waiting(1, 42, 7, "caf\u00e9\n".encode(), three),
+        Waiting(2, 42, 8, b"\xff", three),
+        Waiting(3, 42, 9, b"", {"n": 4}),
+        Waiting(4, 42, 10, b""),
+    ]
+    text, raw, other, none = map(json.loads, framing.encode(batch).splitlines())
+    assert text == {"id": "42.7", "item": "caf\u00e9\n", "params": {"n": 3}}
+    assert raw == {"id": "42.8", "item_base64": base64.b64encode(b"\xff").decode(), "params": {"n": 3}}
+    assert (other["params"], none["params"]) == ({"n": 4}, {})
 
 
 @pytest.mark.parametrize("step", [1, 7, 1000])
 def test_json_answers_in_any_order(step: int) -> None:
-    framing = Json(10, {})
+    framing = Json(10)
     framing.encode(waiting(6))
     data = answers(
         {"id": "7.5", "result": "five", "note": "more keys do no harm"},
@@ -113,14 +121,14 @@ def test_json_answers_in_any_order(step: int) -> None:
     ],
 )
 def test_json_nonsense(line: bytes, words: str) -> None:
-    framing = Json(None, {})
+    framing = Json(None)
     framing.encode(waiting(1))
     with pytest.raises(FramingError, match=words):
         framing.receive(line)
 
 
 def test_an_id_is_answered_once() -> None:
-    framing = Json(None, {})
+    framing = Json(None)
     framing.encode(waiting(1))
     with pytest.raises(FramingError, match="answered before"):
         framing.receive(answers({"id": "7.0", "result": ""}, {"id": "7.0", "result": ""}))
@@ -128,7 +136,7 @@ def test_an_id_is_answered_once() -> None:
 
 @given(st.binary(max_size=200), st.booleans())
 def test_whatever_a_program_writes_is_an_answer_or_an_error(data: bytes, json_format: bool) -> None:
-    framing: Framing = Json(50, {}) if json_format else Lines(50)
+    framing: Framing = Json(50) if json_format else Lines(50)
     framing.encode(waiting(5))
     try:
         leases, results, _ = framing.receive(data)

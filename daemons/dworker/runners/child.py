@@ -1,4 +1,4 @@
-"""One process of a `stream` definition: started when there is work, fed, heard, ended, started anew.
+"""One lasting process, of a `stream` or `python` definition: started when there is work, fed, heard, ended, started anew.
 
 Owns the process' pipes and the attempts that it has in hand. `started` of an attempt is when the one
 before it was answered. Must not know which slots and definitions there are.
@@ -16,9 +16,9 @@ from districomp.taskdef import Definition
 from dworker.cache import CacheError
 from dworker.events import AttemptsEnded
 from dworker.runners import environment
-from dworker.runners.framing import Framing, FramingError, Json, Lines, Waiting
+from dworker.runners.framing import Framing, FramingError, Waiting
 from dworker.runners.host import KILL_S, Host
-from dworker.runners.output import READ_BYTES, Tail, open_pipe
+from dworker.runners.output import READ_BYTES, Tail, open_pipe, unread_bytes
 from dworker.runners.spawn import Ending, Exit, NotStarted, Request
 
 DRAIN_READS: Final = 64
@@ -26,6 +26,12 @@ DRAIN_READS: Final = 64
 
 DEAF_S: Final = 1.0
 """A process that has closed a pipe has so long to end by itself."""
+CROWD: Final = 16
+"""With so many in hand answers are quick: they are not read one by one, but GATHER_S after the last read."""
+GATHER_S: Final = 0.001
+
+
+_DEAF: Final = "The program closed its standard input before it had read all items."
 
 
 class Launch(NamedTuple):
@@ -46,13 +52,13 @@ class Child:
         slot: int,
         definition: Definition,
         prepare: Callable[[], Awaitable[Launch]],
-        params: dict[str, Any],
+        make_framing: Callable[[], Framing],
     ) -> None:
         self._host = host
         self._slot = slot
         self._definition = definition
         self._prepare = prepare
-        self._params = params
+        self._make_framing = make_framing
         self.used_at = host.now()
         self._hand: dict[int, Waiting] = {}  # given to the process, oldest first
         self._queue: list[Waiting] = []  # for its successor, or until it is started
@@ -60,18 +66,23 @@ class Child:
         self._verdict: tuple[str, str] | None = None  # reason and sentence for the oldest in hand
         self._accused = ""  # what a process said that nobody had asked; the next attempt pays for it
         self._since = 0.0
-        self._answered = False
         self._retired = False
         self._launch: Launch | None = None
         self._starting: asyncio.Task[None] | None = None
         self._key = 0
-        self._framing: Framing = self._new_framing()
+        self._framing = make_framing()
         self._stdin = self._stdout = -1
         self._errors: Tail | None = None
         self._unsent = bytearray()
         self._writing = False
+        self._gathering: asyncio.TimerHandle | None = None
         self._clock: asyncio.TimerHandle | None = None
         self._killer: asyncio.TimerHandle | None = None
+
+    @property
+    def _program(self) -> str:
+        """Its name, for people."""
+        return self._launch.argv[0] if self._launch is not None else self._definition.argv[0]
 
     @property
     def is_idle(self) -> bool:
@@ -125,10 +136,6 @@ class Child:
     def _is_ending(self) -> bool:
         return bool(self._stops) or self._verdict is not None or self._stdin < 0 or self._stdout < 0
 
-    def _new_framing(self) -> Framing:
-        limit = self._definition.limits.result_bytes
-        return Lines(limit) if self._definition.format == "lines" else Json(limit, self._params)
-
     def _start(self) -> None:
         if self._starting is None and not self._key:
             self._starting = self._host.loop.create_task(self._run())
@@ -145,11 +152,12 @@ class Child:
         stdin, self._stdin, stdout, stdout_theirs, stderr, stderr_theirs = fds
         self._stdout = stdout
         self._errors = Tail(self._host.loop, stderr)
-        self._framing = self._new_framing()
-        self._answered = False
+        self._framing = self._make_framing()
         request = Request(launch.folder, launch.program, launch.argv, launch.env, (stdin, stdout_theirs, stderr_theirs))
         self._key = self._host.start(request, self._ended)
-        self._host.loop.add_reader(stdout, self._readable)
+        self._host.loop.add_reader(stdout, self._heard)
+        # Nothing is ever to be read there: it wakes us when the other end is closed.
+        self._host.loop.add_reader(self._stdin, self._unheard)
         self._errors.watch()
         batch, self._queue = self._queue, []
         if batch:
@@ -168,17 +176,24 @@ class Child:
             self._kill(signal.SIGTERM)
             self._killer = self._host.loop.call_later(KILL_S, self._kill, signal.SIGKILL)
 
-    def _expect_end(self, why: str) -> None:
-        """It has closed a pipe: most likely it is about to end by itself, else it is ended."""
-        key = self._key
+    def _expect_end(self, why: str, *, has_all: bool = False) -> None:
+        """It has closed a pipe: most likely it is about to end by itself, else it is ended.
+
+        `has_all`: it has read all that it was given, and so may go on until that is answered.
+        """
+        key, loop = self._key, self._host.loop
 
         def check() -> None:
-            if self._key == key and key:
-                if self._hand and self._verdict is None and not self._stops:
-                    self._verdict = "output_invalid", why
-                self._end()
+            if self._key != key or not key:
+                return
+            if self._hand and has_all and self._stdout >= 0:
+                loop.call_later(DEAF_S, check)
+                return
+            if self._hand and self._verdict is None and not self._stops:
+                self._verdict = "output_invalid", why
+            self._end()
 
-        self._host.loop.call_later(DEAF_S, check)
+        loop.call_later(DEAF_S, check)
 
     def _kill(self, number: int) -> None:
         if self._key:
@@ -204,7 +219,7 @@ class Child:
         if isinstance(ending, NotStarted):
             self._queue = [*self._hand.values(), *self._queue]
             self._hand.clear()
-            self._give_up(environment.why_not_started(ending.errno, ending.text, self._definition.argv[0]))
+            self._give_up(environment.why_not_started(ending.errno, ending.text, self._program))
         else:
             self._blame(ending)
         self._stops.clear()
@@ -229,12 +244,12 @@ class Child:
         columns: dict[str, list[Any]] = {"stderr": [tail]}
         if isinstance(ending, Exit):
             code = os.waitstatus_to_exitcode(ending.status)
-            if self._verdict is None and code == 0 and self._answered:
+            if self._verdict is None and code == 0 and self._framing.may_end:
                 return
             columns["exit_codes"], columns["signals"] = [code if code >= 0 else None], [-code if code < 0 else None]
             reason, why = self._verdict or (("signal", "") if code < 0 else ("exit", ""))
             if code == 0 and self._verdict is None:
-                reason, why = "output_invalid", "The program ended without an answer."
+                reason, why = "output_invalid", self._framing.no_answer
         else:
             reason, why = self._verdict or ("worker_stopped", "")
         columns["reasons"] = [reason]
@@ -266,9 +281,33 @@ class Child:
             return
         except OSError:
             self._close_stdin()
-            self._expect_end("The program closed its standard input before it had read all items.")
+            self._expect_end(_DEAF)
             return
         self._stop_writing()
+
+    def _unheard(self) -> None:
+        """Nobody can read what we write any more, though there may be nothing left to write."""
+        self._host.loop.remove_reader(self._stdin)
+        has_all = not self._unsent and not unread_bytes(self._stdin)
+        self._close_stdin()
+        self._expect_end(_DEAF, has_all=has_all)
+
+    def _heard(self) -> None:
+        """Read an answer, or have the next ones come together."""
+        self._readable()
+        if len(self._hand) >= CROWD and self._stdout >= 0:
+            self._host.loop.remove_reader(self._stdout)
+            self._gathering = self._host.loop.call_later(GATHER_S, self._gather)
+
+    def _gather(self) -> None:
+        self._readable()
+        if self._stdout < 0:
+            return
+        if len(self._hand) >= CROWD:
+            self._gathering = self._host.loop.call_later(GATHER_S, self._gather)
+        else:
+            self._gathering = None
+            self._host.loop.add_reader(self._stdout, self._heard)
 
     def _readable(self) -> bool:
         try:
@@ -295,14 +334,13 @@ class Child:
             self._succeed(leases, results)
         for answer in failures:
             del self._hand[answer.lease]
-            code: list[int | None] = [1] if answer.reason == "exit" else []
+            code = [] if answer.exit_code is None else [answer.exit_code]
             self._tell(
                 [answer.lease], reasons=[answer.reason], exit_codes=code, stderr=[answer.why], started=[self._since]
             )
         return True
 
     def _succeed(self, leases: list[int], results: list[bytes]) -> None:
-        self._answered = True
         for lease in leases:
             del self._hand[lease]
         now = self._host.now()
@@ -351,6 +389,8 @@ class Child:
         """The timer went off: the head may be another one by now, then it is set anew."""
         self._clock = None
         limit = self._definition.limits.time_s
+        if self._gathering is not None:
+            self._readable()
         if not self._hand or limit is None:
             return
         if self._host.now() >= self._since + limit:
@@ -370,11 +410,15 @@ class Child:
     def _close_stdin(self) -> None:
         if self._stdin >= 0:
             self._stop_writing()
+            self._host.loop.remove_reader(self._stdin)
             os.close(self._stdin)
             self._stdin = -1
 
     def _close_stdout(self) -> None:
         if self._stdout >= 0:
+            if self._gathering is not None:
+                self._gathering.cancel()
+                self._gathering = None
             self._host.loop.remove_reader(self._stdout)
             os.close(self._stdout)
             self._stdout = -1

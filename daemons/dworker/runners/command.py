@@ -14,40 +14,29 @@ from typing import Any, Final
 
 from districomp.arguments import Arguments, ItemError, item_text
 from districomp.model import Blob, Item, item_content
-from districomp.taskdef import Definition
-from dworker.cache import Bundle, CacheError
+from dworker.cache import CacheError
 from dworker.events import AttemptsEnded, StartAttempts, StopAttempts
 from dworker.runners import environment
 from dworker.runners.host import KILL_S, Host, open_input
 from dworker.runners.output import Output, Tail, open_pipe
+from dworker.runners.plan import Plan, Plans
 from dworker.runners.spawn import Ending, Exit, NotStarted, Request
 
 WATCH_S: Final = 0.005
 """A process that lives longer has its pipes watched: until then they take 64 KiB by themselves."""
-_PLANS_MAX: Final = 256
-
-
-class Plan:
-    """What all tasks of a job have in common."""
-
-    __slots__ = ("arguments", "bundle", "definition")
-
-    def __init__(self, definition: Definition, params: dict[str, Any]) -> None:
-        self.definition = definition
-        self.arguments = Arguments(definition, params)
-        self.bundle: Bundle | None = None
 
 
 class Attempt:
     """One task in its slot. `verdict`: why we ended it, '' if we did not."""
 
     __slots__ = (
-        "attempt", "ended", "errors", "fetch", "folder", "index", "item", "item_file", "job", "key", "lease", "output",
+        "arguments", "attempt", "ended", "errors", "fetch", "folder", "index", "item", "item_file", "job", "key", "lease", "output",
         "plan", "slot", "started", "timers", "verdict",
     )  # fmt: skip
 
-    def __init__(self, plan: Plan, effect: StartAttempts) -> None:
+    def __init__(self, plan: Plan, arguments: Arguments, effect: StartAttempts) -> None:
         self.plan = plan
+        self.arguments = arguments
         self.slot = effect.slot
         self.job = effect.job
         self.lease = effect.leases[0]
@@ -72,14 +61,15 @@ class CommandRunner:
     def __init__(self, host: Host) -> None:
         self._host = host
         self._attempts: dict[int, Attempt] = {}  # slot -> attempt
-        self._plans: dict[tuple[int, str], Plan] = {}
+        self._plans = Plans()
 
     def start(self, effect: StartAttempts) -> None:
         """Run one attempt in a free slot; answered by AttemptsEnded."""
         assert len(effect.leases) == 1
         assert effect.slot not in self._attempts
         try:
-            plan = self._plan(effect)
+            plan = self._plans.get(effect)
+            arguments = plan.arguments(effect.indexes[0])
         except Exception as error:  # noqa: BLE001 -- a definition that nobody checked must not end the worker
             why = f"The definition cannot be run on this worker: {error}."
             event = AttemptsEnded(
@@ -87,7 +77,7 @@ class CommandRunner:
             )
             self._host.loop.call_soon(self._host.post, event)
             return
-        attempt = Attempt(plan, effect)
+        attempt = Attempt(plan, arguments, effect)
         self._attempts[attempt.slot] = attempt
         if plan.definition.bundle and plan.bundle is None:
             plan.bundle = self._host.cache.bundle(plan.definition.bundle)
@@ -102,15 +92,6 @@ class CommandRunner:
         attempt = self._attempts.get(effect.slot)
         if attempt is not None and attempt.lease in effect.leases:
             self._end(attempt, effect.reason)
-
-    def _plan(self, effect: StartAttempts) -> Plan:
-        key = effect.job, effect.definition.digest
-        plan = self._plans.get(key)
-        if plan is None:
-            if len(self._plans) >= _PLANS_MAX:
-                del self._plans[next(iter(self._plans))]
-            plan = self._plans[key] = Plan(effect.definition, effect.params)
-        return plan
 
     # ---- before the process ----
 
@@ -135,7 +116,7 @@ class CommandRunner:
         definition = plan.definition
         entries = plan.bundle.entries if plan.bundle is not None else []
         try:
-            argv = plan.arguments.argv(self._text(attempt), attempt.index)
+            argv = attempt.arguments.argv(self._text(attempt), attempt.index)
             attempt.folder = host.folders.make(plan.bundle.folder if plan.bundle is not None else None, entries)
             env = environment.variables(host.base_env, attempt.folder, definition.env)
             env |= environment.task_variables(attempt.job, attempt.index, attempt.attempt, attempt.item)
@@ -157,10 +138,10 @@ class CommandRunner:
 
     def _text(self, attempt: Attempt) -> str | None:
         """The text of `{item}`, if an argument wants it."""
-        if not attempt.plan.arguments.uses_item or attempt.item is None:
+        if not attempt.arguments.uses_item or attempt.item is None:
             return None
         if isinstance(attempt.item, Blob) and attempt.item_file is not None:
-            if attempt.item.size > attempt.plan.arguments.item_bytes_max:
+            if attempt.item.size > attempt.arguments.item_bytes_max:
                 return item_text(attempt.item)  # raises: it says that it is too large
             return item_text(attempt.item_file.read_bytes())
         return item_text(attempt.item)

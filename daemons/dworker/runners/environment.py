@@ -2,8 +2,9 @@
 
 import errno
 import os
+import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from districomp.arguments import ItemError, item_text
@@ -12,6 +13,7 @@ from districomp.model import Blob, Item
 ITEM_BYTES_MAX: Final = 4096
 """A longer item has no DISTRICOMP_ITEM: half of it would be worse than none."""
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+PROGRAM_CHARS_MAX: Final = 255
 _FOUND_S: Final = 10.0
 _FOUND_MAX: Final = 1000
 
@@ -69,6 +71,15 @@ class Programs:
                 self._found.clear()
             self._found[name, path] = (now + _FOUND_S, found)
         return found
+
+
+def installed(names: Sequence[str], path: str) -> list[str]:
+    """Those of these programs that are somewhere along a PATH. Blocks; a name is never taken for a path."""
+    return [
+        name
+        for name in names
+        if len(name) <= PROGRAM_CHARS_MAX and name.isprintable() and "/" not in name and shutil.which(name, path=path)
+    ]
 
 
 def why_not_started(number: int, text: str, program: str) -> str:

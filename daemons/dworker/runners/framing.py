@@ -1,11 +1,12 @@
-"""The two formats of a `stream` program: items to bytes, bytes to answers. Sans-I/O; bounded memory.
+"""How a lasting process is talked to, and the two formats of `stream` programs. Sans-I/O; bounded memory.
 
 `lines`: the item without its newline in, one line out, in order. `json`: objects, answers in any order.
+The format of `python` is in `frames.py`.
 """
 
 import base64
 import binascii
-from typing import Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
 
@@ -16,12 +17,13 @@ LINE_BYTES_MAX: Final = 64 * 1024 * 1024
 
 
 class Waiting(msgspec.Struct, frozen=True, gc=False):
-    """An attempt that is given to a process: its lease, its task, the item's bytes."""
+    """An attempt that is given to a process: its lease, its task, the item's bytes, the task's params."""
 
     lease: int
     job: int
     index: int
     data: bytes
+    params: dict[str, Any] = {}
 
 
 class Answer(NamedTuple):
@@ -31,6 +33,7 @@ class Answer(NamedTuple):
     result: bytes
     reason: str = ""
     why: bytes = b""
+    exit_code: int | None = None
 
 
 class FramingError(Exception):
@@ -44,6 +47,11 @@ class FramingError(Exception):
 class Framing(Protocol):
     """One process' conversation."""
 
+    may_end: bool
+    """Whether it may end now of itself, with exit code 0: nobody is blamed for that."""
+    no_answer: str
+    """A sentence for one that ends so when it may not."""
+
     def refusal(self, waiting: Waiting) -> str:
         """Why an item cannot be put into this format, as a sentence; '' if it can."""
 
@@ -52,6 +60,9 @@ class Framing(Protocol):
 
     def receive(self, data: bytes) -> tuple[list[int], list[bytes], list[Answer]]:
         """Leases and results that succeeded, and the failures. FramingError: all before it is lost, end the process."""
+
+
+NO_ANSWER: Final = "The program ended without an answer."
 
 
 class _Splitter:
@@ -88,7 +99,10 @@ class _Splitter:
 class Lines:
     """`format: lines`."""
 
+    no_answer = NO_ANSWER
+
     def __init__(self, bytes_max: int | None) -> None:
+        self.may_end = False
         self._splitter = _Splitter(bytes_max)
         self._unanswered: list[int] = []
         self._first = 0
@@ -111,6 +125,7 @@ class Lines:
             raise FramingError(
                 f"The program wrote a line that answers no item: {_show(surplus)}. One line out for each in."
             )
+        self.may_end = self.may_end or bool(lines)
         leases = self._unanswered[self._first : last]
         self._first = last
         if last > 1024 or last == len(self._unanswered):
@@ -134,11 +149,15 @@ _json_decoder = msgspec.json.Decoder(_JsonAnswer)
 class Json:
     """`format: json`. The id is the task's, `JOB.INDEX`."""
 
-    def __init__(self, bytes_max: int | None, params: dict[str, object]) -> None:
+    no_answer = NO_ANSWER
+
+    def __init__(self, bytes_max: int | None) -> None:
+        self.may_end = False
         # base64 and escapes take room: six bytes for one at the most.
         self._splitter = _Splitter(None if bytes_max is None else 6 * bytes_max + 1024)
         self._bytes_max = bytes_max
-        self._params = msgspec.Raw(msgspec.json.encode(params))
+        self._params: dict[str, Any] = {}
+        self._params_json = msgspec.Raw(b"{}")
         self._unanswered: dict[str, int] = {}
 
     def refusal(self, waiting: Waiting) -> str:
@@ -150,13 +169,15 @@ class Json:
         lines = []
         for waiting in batch:
             name = task_text(waiting.job, waiting.index)
+            if waiting.params is not self._params:
+                self._params, self._params_json = waiting.params, msgspec.Raw(msgspec.json.encode(waiting.params))
             self._unanswered[name] = waiting.lease
             fields: dict[str, object] = {"id": name}
             try:
                 fields["item"] = waiting.data.decode("utf-8")
             except UnicodeDecodeError:
                 fields["item_base64"] = base64.b64encode(waiting.data).decode()
-            fields["params"] = self._params
+            fields["params"] = self._params_json
             lines.append(msgspec.json.encode(fields))
         return b"\n".join(lines) + b"\n"
 
@@ -177,6 +198,7 @@ class Json:
                 raise FramingError(
                     f"The program answered the id {answer.id[:80]!r}, which it was not asked or has answered before."
                 )
+            self.may_end = True
             said = self._judge(lease, answer)
             if said.reason:
                 failures.append(said)
@@ -193,7 +215,7 @@ class Json:
             )
         text = given[0]
         if text is answer.error:
-            return Answer(lease, b"", "exit", text.encode("utf-8", "replace"))
+            return Answer(lease, b"", "exit", text.encode("utf-8", "replace"), 1)
         if text is answer.result:
             result = text.encode("utf-8", "replace")
         else:

@@ -31,6 +31,7 @@ class Host:
         self.programs = environment.Programs()
         self.base_env = environment.base()
         self.cleaners = ThreadPoolExecutor(1, "clean")
+        self.lookers = ThreadPoolExecutor(1, "look")
         self.spoolers = ThreadPoolExecutor(slots, "spool")
         self.folders = Folders(emptied(root / "run", self.cleaners), self.cleaners, self.loop)
         self._spool = emptied(root / "spool", self.cleaners)
@@ -74,6 +75,7 @@ class Host:
         await self._spawner.close()
         self.folders.close()
         self.spoolers.shutdown(wait=False, cancel_futures=True)
+        self.lookers.shutdown(wait=False, cancel_futures=True)
         self.cleaners.shutdown(wait=False)
 
     def _ended(self, key: int, ending: Ending) -> None:

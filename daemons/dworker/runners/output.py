@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import os
 import select
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -16,6 +17,12 @@ from pathlib import Path
 from typing import Final
 
 from districomp.model import INLINE_BYTES_MAX, STDERR_TAIL_BYTES, Blob
+
+try:
+    import fcntl
+    import termios
+except ImportError:  # not a Unix
+    fcntl = termios = None  # type: ignore[assignment]
 
 READ_BYTES: Final = 256 * 1024
 _POLL_MS: Final = 50
@@ -27,6 +34,18 @@ def open_pipe() -> tuple[int, int]:
     reading, writing = os.pipe()
     os.set_blocking(reading, False)
     return reading, writing
+
+
+def unread_bytes(fd: int) -> int:
+    """How much lies in a pipe, even if nobody can read it any more. 0 if the system does not say."""
+    if fcntl is None or termios is None:
+        return 0
+    count = bytearray(4)
+    try:
+        fcntl.ioctl(fd, termios.FIONREAD, count)
+    except OSError:
+        return 0
+    return int.from_bytes(count, sys.byteorder)
 
 
 class Tail:

@@ -1,0 +1,270 @@
+"""The process of the runner `python`: imports one function, then calls it for one task after another.
+
+Run as a script by the worker's own interpreter, `python -I -B -X utf8 interpreter.py BUNDLE MODULE:FUNCTION
+RESULT_BYTES_MAX`, with the bundle's folder first in `sys.path` ('' without one). Knows the standard library alone.
+
+Frames, both ways: a kind, a code (one byte each), a size (4 bytes, native order), and so many bytes. To
+the process, on standard input: PARAMS (the keyword arguments of what follows, in `marshal`; both sides are
+the same interpreter, and the worker is trusted) and TASK (a task's data). From it, on standard output: one
+frame a task, in their order. The worker never unmarshals what comes from here.
+
+The task's code sees none of that: its standard input is empty and its standard output is standard
+error. Each answer is one write before the next task begins, so that whatever ends this process, all
+that was finished is known and the oldest task without an answer is the one to blame.
+"""
+
+import faulthandler
+import io
+import marshal
+import os
+import signal
+import struct
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from difflib import get_close_matches
+from typing import Any, Final
+
+HEADER: Final = struct.Struct("=BBI")
+PARAMS: Final = 0
+TASK: Final = 1
+
+RESULT: Final = 0
+FAILED: Final = 1
+"""An exception: the text for standard error; the code is the exit code."""
+INVALID: Final = 2
+TOO_LARGE: Final = 3
+NOT_STARTED: Final = 4
+LAST: Final = 128
+"""Added to a kind: this process ends now, and no task is to blame for that."""
+
+SAID_BYTES: Final = 64 * 1024
+"""How much of the end of what a failed task wrote is kept."""
+_READ_BYTES: Final = 256 * 1024
+
+
+class Channel:
+    """The worker's end of the conversation, out of the way of descriptors 0, 1 and 2."""
+
+    def __init__(self) -> None:
+        # Not inheritable: what the task's code starts cannot reach them.
+        self._reading, self._writing = os.dup(0), os.dup(1)
+        null = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(null, 0)
+        os.close(null)
+        os.dup2(2, 1)
+        self.is_abandoned = False
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._abandon)
+
+    def _abandon(self) -> None:
+        """A copy of this process, made by the task's code, is not this process."""
+        self.is_abandoned = True
+        os.close(self._reading)
+        os.close(self._writing)
+
+    def frames(self) -> Iterator[tuple[int, bytes]]:
+        """Kind and body of what the worker says, until it says no more."""
+        buffer, start = b"", 0
+        while True:
+            while len(buffer) - start >= HEADER.size:
+                kind, _, size = HEADER.unpack_from(buffer, start)
+                if len(buffer) - start - HEADER.size < size:
+                    break
+                start += HEADER.size + size
+                yield kind, buffer[start - size : start]
+            chunks = [buffer[start:]]
+            missing = 1
+            if len(chunks[0]) >= HEADER.size:
+                missing = HEADER.size + HEADER.unpack_from(chunks[0])[2] - len(chunks[0])
+            while missing > 0:
+                chunk = os.read(self._reading, _READ_BYTES)
+                if not chunk:
+                    return
+                chunks.append(chunk)
+                missing -= len(chunk)
+            buffer, start = b"".join(chunks), 0
+
+    def answer(self, kind: int, body: bytes, code: int = 0) -> None:
+        """One task's frame."""
+        frame = HEADER.pack(kind, code, len(body)) + body
+        written = os.write(self._writing, frame)
+        while written < len(frame):
+            written += os.write(self._writing, memoryview(frame)[written:])
+
+
+class Said(io.RawIOBase):
+    """Standard error, remembering the end of what the task in hand has written by way of Python."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tail = bytearray()
+
+    def writable(self) -> bool:
+        """io: yes."""
+        return True
+
+    def fileno(self) -> int:
+        """io: standard error's."""
+        return 2
+
+    def write(self, data: Any) -> int:
+        """io: pass it on."""
+        count = os.write(2, data)
+        self.tail += memoryview(data)[:count]
+        if len(self.tail) > 2 * SAID_BYTES:
+            del self.tail[:-SAID_BYTES]
+        return count
+
+
+class Printers:
+    """`sys.stdout` and `sys.stderr` for the task's code: both go to standard error, a line at a time."""
+
+    def __init__(self) -> None:
+        self._said = Said()
+        self._streams = [
+            io.TextIOWrapper(io.BufferedWriter(self._said), "utf-8", "backslashreplace", line_buffering=True)
+            for _ in range(2)
+        ]
+        sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__ = self._streams  # type: ignore[misc]
+
+    def take(self) -> bytes:
+        """What was written since the last time."""
+        for stream in self._streams:
+            try:
+                stream.flush()
+            except (ValueError, OSError):  # the task's code has closed it
+                continue
+        tail = self._said.tail
+        if not tail:
+            return b""
+        taken = bytes(tail)
+        tail.clear()
+        return taken
+
+
+def load(name: str) -> Callable[..., Any] | tuple[int, bytes, int]:
+    """The function, or the answer that says why there is none."""
+    module_name, _, function_name = name.partition(":")
+    try:
+        __import__(module_name)  # unlike importlib's, it leaves its own frames out of tracebacks
+    except ModuleNotFoundError as error:
+        parents = (module_name, *(module_name[:end] for end, char in enumerate(module_name) if char == "."))
+        if error.name in parents and _frames(error) is None:
+            why = f"The module {module_name!r} is not in the definition's bundle: there is no {error.name}.py in it."
+            return NOT_STARTED, why.encode(), 0
+        return failure(error)
+    except BaseException as error:  # noqa: BLE001 -- whatever a module does when it is imported
+        return failure(error)
+    found: Any = sys.modules[module_name]
+    for part in function_name.split("."):
+        known = dir(found)
+        found = getattr(found, part, None)
+        if found is None:
+            near = get_close_matches(part, known, 1)
+            why = f"The module {module_name!r} has no function {function_name!r}"
+            return NOT_STARTED, f"{why}{f'; did you mean {near[0]!r}?' if near else '.'}".encode(), 0
+    if not callable(found):
+        why = f"{function_name!r} of the module {module_name!r} is not a function but {type(found).__name__!r}."
+        return NOT_STARTED, why.encode(), 0
+    function: Callable[..., Any] = found
+    return function
+
+
+def failure(error: BaseException) -> tuple[int, bytes, int]:
+    """The answer for what the task's code raised: its traceback as it would be without us."""
+    if isinstance(error, SystemExit):
+        return _exit(error)
+    try:
+        told = traceback.TracebackException(type(error), error, _frames(error))
+        text = "".join(told.format())
+    except BaseException:  # noqa: BLE001 -- an exception may say anything when it is asked what it is
+        text = f"{type(error).__name__}, whose traceback could not be written\n"
+    return FAILED, text.encode("utf-8", "backslashreplace"), 1
+
+
+def _exit(error: SystemExit) -> tuple[int, bytes, int]:
+    """`sys.exit` means what it means in a program: a number is the exit code, anything else a last word and 1."""
+    if error.code is None or error.code == 0:
+        return INVALID, b"The function ended by sys.exit() and returned no result.", 0
+    if isinstance(error.code, int):
+        return FAILED, b"", error.code & 255 or 1
+    try:
+        return FAILED, f"{error.code}\n".encode("utf-8", "backslashreplace"), 1
+    except Exception:  # noqa: BLE001 -- as above
+        return FAILED, b"", 1
+
+
+def _frames(error: BaseException) -> Any:
+    """The traceback below our own frame, which is the first."""
+    return error.__traceback__.tb_next if error.__traceback__ is not None else None
+
+
+def result(value: Any, bytes_max: int, name: str) -> tuple[int, bytes, int]:
+    """The answer for what the function returned."""
+    if isinstance(value, bytes):
+        body = value
+    elif isinstance(value, str):
+        try:
+            body = value.encode()
+        except UnicodeEncodeError as error:
+            why = f"The text that {name} returned cannot be UTF-8: character {error.start} is half of a pair."
+            return INVALID, why.encode(), 0
+    else:
+        why = f"{name} returned {type(value).__name__}; a task's function returns bytes or str."
+        return INVALID, why.encode("utf-8", "backslashreplace"), 0
+    if len(body) > bytes_max:
+        return TOO_LARGE, f"The result has {len(body):,} bytes, {bytes_max:,} are allowed.".encode(), 0
+    return RESULT, body, 0
+
+
+def serve(channel: Channel, printers: Printers, name: str, bytes_max: int) -> None:
+    """Answer one task after another, until the worker wants no more."""
+    function = load(name)
+    params: dict[str, Any] = {}
+    lists: list[str] = []
+    for kind, body in channel.frames():
+        if kind == PARAMS:
+            params = marshal.loads(body)
+            lists = [key for key, value in params.items() if isinstance(value, list)]
+            continue
+        if isinstance(function, tuple):
+            # Not remembered: the next process imports again, and may have more luck.
+            why_not, words, code = function
+            channel.answer(why_not | LAST, (printers.take() + words)[-SAID_BYTES:], code)
+            return
+        # The function may change its lists; they are also the next call's.
+        given = params if not lists else params | {key: params[key].copy() for key in lists}
+        try:
+            value = function(body, **given)
+        except BaseException as error:  # noqa: BLE001 -- the task's own, and nothing that it raises may end us
+            answer = failure(error)
+            del error
+        else:
+            answer = result(value, bytes_max, name)
+            del value
+        if channel.is_abandoned:
+            os._exit(1)
+        said = printers.take()
+        if answer[0] != RESULT:
+            answer = (answer[0], (said + answer[1])[-SAID_BYTES:], answer[2])
+        channel.answer(*answer)
+
+
+def main() -> None:
+    """Serve the function that the arguments name."""
+    bundle, name, bytes_max = sys.argv[1:]
+    channel = Channel()
+    printers = Printers()
+    # Where it was when it crashed or its time was up is said on standard error.
+    faulthandler.enable(2)
+    if hasattr(faulthandler, "register"):
+        faulthandler.register(signal.SIGTERM, 2, all_threads=False, chain=True)
+    sys.argv[1:] = []
+    if bundle:
+        sys.path.insert(0, bundle)
+    serve(channel, printers, name, int(bytes_max))
+
+
+if __name__ == "__main__":
+    main()
