@@ -6,6 +6,7 @@ a message means: the owner's handler does.
 
 import asyncio
 import logging
+import socket
 from typing import Protocol, cast
 
 from districomp import clock, wire
@@ -16,6 +17,8 @@ log = logging.getLogger(__name__)
 
 UNSENT_BYTES_MAX = 64 * 1024 * 1024
 """A peer that lets more than this pile up is cut off: it must not grow us."""
+KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
+"""A peer's machine that vanished is noticed within a minute. A worker's lease is quicker; a client has none."""
 CLOSE_S = 2.0
 """How long a closing connection may take to hand over its last bytes."""
 
@@ -60,6 +63,8 @@ class Connection(asyncio.Protocol):
         name = transport.get_extra_info("peername") or transport.get_extra_info("sockname")
         self.is_local = not isinstance(name, tuple)
         self.address = "local" if self.is_local else _address_text(name)
+        if not self.is_local:
+            _keep_alive(transport.get_extra_info("socket"))
         if self._accepting:
             loop = asyncio.get_running_loop()
             self._deadline = loop.call_later(GREETING_S, self._abort, f"said nothing valid within {GREETING_S:g} s")
@@ -157,6 +162,14 @@ class Connection(asyncio.Protocol):
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+
+
+def _keep_alive(sock: socket.socket) -> None:
+    """Have the system find out that a peer's machine is gone, also when neither side has anything to say."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in KEEPALIVE.items():
+        if hasattr(socket, option):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
 
 def _address_text(name: tuple[str | int, ...]) -> str:

@@ -3,7 +3,7 @@
 import pytest
 
 from dcoord.core.events import Degraded, SpaceLeft
-from dcoord.core.records import FrontierRecord, JobEndRecord, JobRecord, OutcomeRecord, PayloadRecord
+from dcoord.core.records import DropRecord, FrontierRecord, JobEndRecord, JobRecord, OutcomeRecord, PayloadRecord
 from districomp.messages import (
     PROTOCOL_VERSION,
     Accepted,
@@ -299,6 +299,23 @@ def test_a_submission_whose_client_vanishes_leaves_nothing() -> None:
     lab.gone(900)
     lab.receive(901, Items(1, [b"b"], last=True))
     assert not lab.core.jobs and not lab.core.drafts
+
+
+def test_a_request_number_is_used_by_one_submission_at_a_time() -> None:
+    lab = Lab()
+    lab.receive(900, Submit(1, "", "work", {}, items=[b"a"], last=False))
+    lab.receive(900, Submit(1, "", "work", {}, items=[b"b"], last=False))
+    assert lab.take(Refused)[0].code == "bad_request"
+    assert not lab.core.drafts
+    assert [record.job for record in lab.recorded(DropRecord)] == [1]
+
+
+def test_a_connection_has_a_bounded_number_of_submissions_under_way() -> None:
+    lab = Lab()
+    for request in range(100):
+        lab.receive(900, Submit(request, "", "work", {}, items=[b"a"], last=False))
+    assert len(lab.core.drafts) == 64
+    assert len(lab.take(Refused)) == 36
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 TASKS_MAX = 1_000_000_000
 """A state is a byte of memory a task, so a job can not be larger than a machine."""
 NAME_CHARS_MAX = 255
+DRAFTS_MAX = 64
+"""Submissions that one connection may have under way at once."""
 
 
 class Draft:
@@ -66,6 +68,11 @@ def on_submit(core: "Core", peer: int, message: Submit, fault: tuple[str, str] |
             else:
                 core.repeats[peer, message.request] = known
             return
+        key = peer, message.request
+        if key in core.drafts or key in core.repeats:
+            raise _Refusal("bad_request", f"request {message.request} of this connection is a submission under way")
+        if sum(1 for other, _ in core.drafts if other == peer) >= DRAFTS_MAX:
+            raise _Refusal("bad_request", f"this connection has {DRAFTS_MAX} submissions under way; end one first")
         draft = _begin(core, message)
         core.drafts[peer, message.request] = draft
         _add_items(core, draft, message.items)
