@@ -27,6 +27,17 @@ DEFINITIONS = {
     "upper": "command: [tr, a-z, A-Z]",
     "stubborn": "command: [sh, -c, 'echo to do; echo went wrong >&2; exit 7']\nretries: {max: 0}",
     "slow": "command: [sleep, '60']",
+    "typed": (
+        'command: [sh, -c, \'echo "$1 $2 $DISTRICOMP_INDEX"\', sh, "{count}", "{word}"]\n'
+        "params: {count: {type: int, min: 1, max: 9}, word: {type: str, default: x}}"
+    ),
+    "small": "command: [cat]\nlimits: {data: 4B}",
+    "lines": "stream: [sed, -u, s/a/b/]",
+    "argument": 'command: [sh, -c, "printf %s \\"$1\\" | wc -c", sh, "{item}"]',
+    "missing": "command: [no-such-program-anywhere]\nretries: {max: 0}",
+    "needy": "command: [cat]\nrequires: {programs: [no-such-program-anywhere]}",
+    # Fails until the file that its item names is there.
+    "patient": 'command: [cat, "{item}"]\nretries: {max: 0}',
 }
 
 
