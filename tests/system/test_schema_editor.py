@@ -67,7 +67,7 @@ class Editor:
 
     def _open(self, text: str) -> str:
         self._files += 1
-        uri = f"file:///definitions/{self._files}.yaml"
+        uri = Path(f"/definitions/{self._files}.yaml").as_uri()
         document = {"uri": uri, "languageId": "yaml", "version": 1, "text": text}
         self._notify("textDocument/didOpen", {"textDocument": document})
         return uri
