@@ -40,6 +40,8 @@ CONTROL_PORT: Final = 8420
 RECEIVE_BYTES: Final = 256 * 1024
 IDLE_LINKS_MAX: Final = 4
 PAUSE_S_MAX: Final = 2.0
+FIRST_S: Final = 3.0
+"""How long a coordinator is waited for that took our first connection and broke it off: it is being restarted."""
 LOSSES_MAX: Final = 16
 """So many connections that break before an answer are no restart, but something the coordinator does not bear."""
 AWAY_GOODBYES: Final = frozenset({"stopping", "degraded", "replaced"})
@@ -51,6 +53,10 @@ T = TypeVar("T")
 
 class LinkLostError(DistricompError):
     """The connection broke; the request may be repeated on another."""
+
+
+class BrokenOffError(LinkLostError):
+    """The peer accepted the connection and broke it off before it had answered."""
 
 
 class Address:
@@ -123,8 +129,7 @@ class Link:
         self._request = 0
         self._socket = _connected(address)
         try:
-            self.send(HelloClient(PROTOCOL_VERSION, program))
-            self.welcome = self._welcomed()
+            self.welcome = self._welcomed(program)
         except BaseException:
             self.close()
             raise
@@ -209,15 +214,18 @@ class Link:
                 return _farewell(message, self.address)
         return LinkLostError(f"the connection to {self.address} broke: {error}")
 
-    def _welcomed(self) -> Welcome:
+    def _welcomed(self, program: str) -> Welcome:
         deadline = time.monotonic() + GREETING_S
         try:
+            self.send(HelloClient(PROTOCOL_VERSION, program))
             while not self._inbox:
                 self._read(_remaining_s(deadline))
         except TimeoutError as error:
             raise LinkLostError(f"{self.address} does not answer within {GREETING_S:g} s") from error
         except RemoteProtocolError as error:
             raise LinkLostError(f"{self.address} is no coordinator: {error}") from error
+        except LinkLostError as error:
+            raise BrokenOffError(str(error)) from error
         first = self._inbox.popleft()
         if isinstance(first, Goodbye):
             raise _farewell(first, self.address)
@@ -230,7 +238,7 @@ class Link:
 class LinkPool:
     """Connections to one coordinator, one a request that is under way; safe to use from several threads.
 
-    The first connection is tried once. Once there was one, a lost connection is waited for with backoff,
+    The first connection is tried once, but for one that is broken off. Once there was one, a lost connection is waited for with backoff,
     for ever or until the caller's deadline, and the request is made again.
     """
 
@@ -309,10 +317,25 @@ class LinkPool:
         tried: list[str] = []
         for address in candidates(self._coordinator):
             try:
-                return self._open(address)
+                return self._open_patiently(address)
             except LinkLostError as error:
                 tried.append(str(error))
         raise UnreachableError(f"no coordinator reachable: {'; '.join(tried)}. {_advice(self._coordinator)}")
+
+    def _open_patiently(self, address: Address) -> Link:
+        """Connect for the first time; again for FIRST_S if somebody was there and broke it off."""
+        patient_until = 0.0
+        while True:
+            try:
+                return self._open(address)
+            except BrokenOffError:
+                patient_until = patient_until or time.monotonic() + FIRST_S
+                if time.monotonic() >= patient_until:
+                    raise
+            except LinkLostError:
+                if time.monotonic() >= patient_until:
+                    raise
+            time.sleep(random.uniform(0.05, 0.2))
 
     def _return(self, deadline: float | None, attempt: int) -> Link:
         """Connect again, however long it takes; `attempt` is how patient to be at the start."""

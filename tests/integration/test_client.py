@@ -25,7 +25,7 @@ from districomp.errors import (
     UnreachableError,
     UsageError,
 )
-from districomp.messages import BATCH_BYTES, Goodbye, Items, Outcome, Query, Results, Submit, Watch
+from districomp.messages import BATCH_BYTES, Goodbye, HelloClient, Items, Outcome, Query, Results, Submit, Watch
 from districomp.model import CANCELLED, DONE, FAILED, QUEUED, SKIPPED, File
 from tests.integration.clientlab import DataPort, Lab, in_background, running
 
@@ -96,6 +96,21 @@ def test_a_server_of_something_else_is_no_coordinator(lab: Lab, monkeypatch: pyt
             status_of(port.url.removeprefix("http://"))
     finally:
         port.close()
+
+
+@pytest.mark.parametrize("fault", ["cut_before", "cut_after"])
+def test_a_first_connection_that_is_broken_off_is_tried_again(lab: Lab, fault: str) -> None:
+    """A coordinator that is being restarted may have taken it with its last breath."""
+    setattr(lab, fault, lambda message: isinstance(message, HelloClient))
+    assert status_of().cluster == "lab-cluster"
+    assert sum(isinstance(message, HelloClient) for message in lab.received) == 2
+
+
+def test_a_first_connection_that_is_always_broken_off(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_link, "FIRST_S", 0.3)
+    lab.cut_always = lambda message: isinstance(message, HelloClient)
+    with pytest.raises(UnreachableError, match=r"closed the connection|broke"):
+        status_of()
 
 
 def test_a_refused_greeting_gives_the_reason(lab: Lab) -> None:
