@@ -92,3 +92,15 @@ def test_scripts_that_run_before_the_environment_exists_need_the_standard_librar
     for name in ("pip_into", "lock"):
         text = text_of(next(path for path in FILES if str(path) == f"scripts/{name}.py"))
         assert not re.search(r"^(from|import) (?!subprocess|sys|tempfile|pathlib)", text, re.MULTILINE)
+
+
+def test_an_installation_gets_every_shipped_file() -> None:
+    """Bundles are nothing without their files, so each of config/ and tasks/ must be named in pyproject.toml."""
+    data_files = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["data-files"]
+    shipped = {path for globs in data_files.values() for glob in globs for path in ROOT.glob(glob)}
+    missing = [str(path) for path in FILES if path.parts[0] in ("config", "tasks") and ROOT / path not in shipped]
+    assert not missing
+    wrong = [
+        folder for folder, globs in data_files.items() for g in globs if f"share/districomp/{Path(g).parent}" != folder
+    ]
+    assert not wrong
