@@ -4,6 +4,7 @@ import asyncio
 import errno
 import os
 import signal
+import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from dworker.runners.spawn import Ending, Exit, Lost, NotStarted, PlainSpawner, 
 from tests.integration.workerlab import children, is_alive
 
 WAIT_S = 20.0
+PYTHON = [sys.executable, "-c"]
 Kind = Callable[[Callable[[int, Ending], None]], Spawner]
 KINDS: list[Any] = [pytest.param(SpawnServer, id="server"), pytest.param(PlainSpawner, id="plain")]
 
@@ -37,7 +39,7 @@ class Starter:
         reading, writing = os.pipe()
         self.outputs[key] = reading
         fds = (open_input(data), writing, os.open(os.devnull, os.O_WRONLY))
-        env = {"PATH": os.environ["PATH"], "KEY": str(key)}
+        env = {"PATH": os.environ["PATH"], "KEY": str(key), "HOME": folder, "TMPDIR": folder}
         self.spawner.spawn(key, Request(folder, program or f"/bin/{argv[0]}", argv, env, fds))
 
     async def ended(self, *keys: int) -> list[Ending]:
@@ -163,6 +165,46 @@ def test_closing_kills_everything_sessions_of_their_own_included() -> None:
         assert not starter.ends
 
     asyncio.run(body())
+
+
+LEAVE = """
+import os, sys, time
+def leave(depth):
+    if os.fork() == 0:
+        os.setsid()
+        if depth:
+            leave(depth - 1)
+        if sys.argv[1] == 'moved':
+            os.chdir('/')
+        print(os.getpid(), flush=True)
+        time.sleep(1000)
+leave(2)
+time.sleep(0.2)
+"""
+"""A process that leaves three others, each in a session of its own and the child of another."""
+
+
+@pytest.mark.parametrize("how", ["plain", "moved"])
+def test_what_leaves_the_session_dies_with_its_task_while_others_run(how: str, tmp_path: Path) -> None:
+    async def test(starter: Starter) -> None:
+        mine, other = tmp_path / "1", tmp_path / "12"
+        for folder in (mine, other):
+            folder.mkdir()
+        # Beside it a task that has a child in a session of its own too, and does not wait for it.
+        starter.start(1, ["sh", "-c", "(setsid sleep 1000 & echo $!); exec sleep 1000"], folder=str(other))
+        bystander = int(await asyncio.to_thread(os.read, starter.outputs[1], 100))
+        starter.start(2, [*PYTHON, LEAVE, how], folder=str(mine), program=PYTHON[0])
+        await starter.ended(2)
+        family = [int(word) for word in os.read(starter.outputs[2], 1000).split()]
+        assert len(family) == 3
+        await until(lambda: not any(map(is_alive, family)))
+        assert is_alive(bystander)
+        assert 1 not in starter.ends
+        starter.spawner.kill(1, signal.SIGKILL)
+        await starter.ended(1)
+        await until(lambda: not is_alive(bystander))
+
+    with_starter(SpawnServer, test)
 
 
 def test_a_server_that_dies_is_replaced() -> None:

@@ -12,11 +12,13 @@ Replies, several to a frame, each a tuple:
     ("pid", key, pid) ("failed", key, errno, text) ("exited", key, status, cpu_s, memory_bytes)
 
 A process that ends takes its process group with it. This process is the reaper of all that descends
-from it: what left its group or session is killed at the latest when no task runs any more, and
-everything is when the socket closes, because then the worker is gone.
+from it, so what left the group or session becomes our child when its parent ends. It is known by what it
+was started with (a folder of its own as HOME, TMPDIR or working directory, the task and attempt in its
+environment) and killed with its task; what has shaken all of that off is killed when no task runs any
+more, and everything is when the socket closes, because then the worker is gone.
 """
 
-# ruff: noqa: SIM105, PTH123, PTH208 -- contextlib and pathlib would cost more than the rest of this process
+# ruff: noqa: SIM105, PTH115, PTH123, PTH208 -- contextlib and pathlib would cost more than the rest of this process
 import _signal as signal  # type: ignore[import-not-found]  # the C modules, for the same reason
 import _socket
 import _struct as struct
@@ -32,6 +34,9 @@ PID_S = 0.005
 RECEIVE_BYTES = 256 * 1024
 FDS_MAX = 253  # SCM_MAX_FD
 KILL_ALL_S = 60.0
+LINGER_S = 5.0
+"""A process that was killed takes this long to die at most, and only then are its children ours."""
+ENVIRON_BYTES_MAX = 4 * 1024 * 1024
 PR_SET_CHILD_SUBREAPER = 36
 _LENGTH = struct.Struct("=I")
 # What the interpreter ignores and what this process does must not be inherited.
@@ -50,6 +55,14 @@ class Server:
         self.fds: list[int] = []
         self.pids: dict[int, int] = {}  # key -> pid
         self.keys: dict[int, int] = {}  # pid -> key
+        self.tokens: dict[int, list[bytes]] = {}  # pid -> what its descendants are known by
+        try:
+            self.listing: int | None = os.open("/proc/thread-self/children", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            self.listing = None
+        self.left: dict[bytes, float] = {}  # tokens of those that have ended -> when to forget them
+        self.orphans: dict[int, list[bytes]] = {}  # pid of a child that we did not start -> its tokens
+        self.killed: dict[int, list[bytes]] = {}  # those of them that are as good as dead
         self.replies: list[tuple[object, ...]] = []
         self.unsent = bytearray()
         self.urgent = False
@@ -125,6 +138,9 @@ class Server:
         else:
             self.pids[key] = pid
             self.keys[pid] = key
+            tokens = self.tokens[pid] = own_tokens(folder, env)
+            for token in tokens:
+                self.left.pop(token, None)
             self.replies.append(("pid", key, pid))
         for fd in fds:
             os.close(fd)
@@ -139,15 +155,17 @@ class Server:
                 pass
 
     def reap(self) -> None:
-        """Collect whatever has ended."""
+        """Collect whatever has ended, and kill what it leaves behind."""
+        count = 0
         while True:
             try:
                 # WNOWAIT: while the leader is a zombie its group's number cannot belong to anybody else.
                 ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             except ChildProcessError:
-                return
+                break
             if ended is None:
                 break
+            count += 1
             pid = ended.si_pid
             key = self.keys.pop(pid, None)
             if key is not None:
@@ -157,12 +175,57 @@ class Server:
                     pass
             _, status, usage = os.wait4(pid, 0)
             if key is not None:
+                self.expect_orphans(self.tokens.pop(pid))
                 del self.pids[key]
                 memory = usage.ru_maxrss * 1024
                 self.replies.append(("exited", key, status, usage.ru_utime + usage.ru_stime, memory))
                 self.urgent = True
+            else:
+                self.orphans.pop(pid, None)
+                running = self.tokens.values()
+                known_by = self.killed.pop(pid, [])
+                self.expect_orphans([token for token in known_by if not any(token in one for one in running)])
         if not self.pids:
+            self.left.clear()
             kill_children()
+        elif count:
+            self.kill_orphans()
+
+    def expect_orphans(self, tokens: list[bytes]) -> None:
+        """A process has ended: what is known by these is to be killed, for a while."""
+        until = time.monotonic() + LINGER_S
+        for token in tokens:
+            self.left.pop(token, None)  # to the end: they are in the order of their times
+            self.left[token] = until
+
+    def kill_orphans(self) -> None:
+        """Kill those of our children that come from processes that have ended."""
+        now = time.monotonic()
+        while self.left and next(iter(self.left.values())) < now:
+            del self.left[next(iter(self.left))]
+        for pid in self.known_children():
+            if pid in self.keys or pid in self.killed:
+                continue
+            tokens = self.orphans.get(pid)
+            if tokens is None:
+                tokens = self.orphans[pid] = tokens_of(pid)
+            known_by = [token for token in tokens if token in self.left]
+            if known_by:
+                self.killed[pid] = known_by
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except OSError:
+                    pass
+
+    def known_children(self) -> list[int]:
+        """The pids of our children, if the kernel has a list of them: going through all processes would take too long here."""
+        if self.listing is None:
+            return []
+        os.lseek(self.listing, 0, os.SEEK_SET)
+        chunks: list[bytes] = []
+        while chunk := os.read(self.listing, 65536):
+            chunks.append(chunk)
+        return [int(word) for word in b"".join(chunks).split()]
 
     def flush(self) -> None:
         """Send replies when there are urgent ones, or when the others have waited long enough."""
@@ -184,6 +247,30 @@ class Server:
                 waiting.poll(1000)
             except OSError:
                 self.unsent.clear()
+
+
+def own_tokens(folder: str, env: dict[str, str]) -> list[bytes]:
+    """What the descendants of a process will be known by."""
+    task, attempt = env.get("DISTRICOMP_TASK"), env.get("DISTRICOMP_ATTEMPT")
+    tokens = [os.fsencode(folder)]
+    return tokens if task is None or attempt is None else [*tokens, f"{task} {attempt}".encode()]
+
+
+def tokens_of(pid: int) -> list[bytes]:
+    """What a process may be known by."""
+    tokens: list[bytes] = []
+    try:
+        at = os.readlink(b"/proc/%d/cwd" % pid).removesuffix(b" (deleted)")
+        while at.count(b"/") > 1:
+            tokens.append(at)
+            at = at.rpartition(b"/")[0]
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            entries = [entry.partition(b"=") for entry in file.read(ENVIRON_BYTES_MAX).split(b"\0")]
+    except OSError:
+        return tokens
+    env = {name: value for name, _, value in entries}
+    tokens += [env[name] for name in (b"HOME", b"TMPDIR") if name in env]
+    return [*tokens, b"%b %b" % (env.get(b"DISTRICOMP_TASK", b""), env.get(b"DISTRICOMP_ATTEMPT", b""))]
 
 
 def kill_children() -> None:
