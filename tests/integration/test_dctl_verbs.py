@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,6 +48,21 @@ def test_a_matrix_has_all_combinations_and_the_last_varies_fastest(cluster: Clus
     with Client(cluster.socket) as client:
         job = client.submit("typed", matrix={"count": [3, 4]})
         assert [result.read() for result in job.results(timeout=30)] == [b"3 x 0\n", b"4 x 1\n"]
+
+
+@pytest.mark.parametrize("option", ["--wait", "--dry-run"])
+def test_a_large_input_is_never_held_in_memory(cluster: Cluster, tmp_path: Path, option: str) -> None:
+    """Nobody meets what `needy` requires, so that its tasks only wait until they are cancelled."""
+    (tmp_path / "lines").write_text("".join(f"a line that is long enough, {number}\n" for number in range(1_000_000)))
+    # Of the 33 MB no more than a part fits into what it may have beside itself.
+    limited = ["sh", "-c", 'ulimit -d 24576; exec "$0" -m dctl "$@"', sys.executable]
+    ran = subprocess.run(
+        [*limited, "submit", "needy", "--each-line", "lines", option, "--timeout", "1ms"],
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    assert ran.returncode == (124 if option == "--wait" else 0), ran.stderr
 
 
 # ---- rehearsals ----
