@@ -46,7 +46,7 @@ format: $(VENV)/dev.stamp ## let ruff format and mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-types: $(VENV)/dev.stamp ## mypy --strict
+types: $(VENV)/system.stamp ## mypy --strict, over the tests that drive a browser too
 	$(BIN)/mypy $(CODE)
 
 demo: $(VENV)/run.stamp ## watch a coordinator and two workers find each other and work; KEEP=1 leaves them running
