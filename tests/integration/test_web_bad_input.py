@@ -14,8 +14,8 @@ from tests.integration.weblab import WAIT_S, Site, job_records, site
 
 Peer = Callable[[socket.socket], None]
 ROUNDS = 2
-PROMPT_S = 2.0
-"""An answer takes about a millisecond; more than this, on a machine at work, would be the others' doing."""
+PROMPT_S = 5.0
+"""An answer takes about a millisecond. Who has to wait for the others' deadlines waits 10 s at least."""
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from dcoord.web.problems import WebError
 from demo.cluster import Cluster, wait_until
 from districomp.client import Client
 from districomp.messages import Goodbye
-from tests.integration.weblab import WAIT_S, Answer, exchange, site
+from tests.integration.weblab import WAIT_S, Answer, exchange, site, until
 
 DEFINITIONS = {
     "copy": "command: [cat]",
@@ -110,6 +110,7 @@ def test_what_is_submitted_comes_back_computed(tmp_path: Path) -> None:
         assert [api.ask(f"/results/{numbers}.{i}").body for i in range(3)] == [b"10\n", b"20\n", b"30\n"]
         assert [api.ask(f"/results/{powers}.{i}").body for i in range(2)] == [b"2 3\n", b"2 4\n"]
         assert len(list((tmp_path / "coordinator" / "state").rglob("blobs/??/*"))) == 1, "only what is large is a blob"
+        wait_until(lambda: 0 < api.get("/stats.json")["tasks_per_s"] < 100, "the page to have the pace")
         tasks = api.get(f"/api/v1/jobs/{items}/tasks?state=done")
         assert [task["task"] for task in tasks] == [f"{items}.{i}" for i in range(4)]
         assert api.get(f"/api/v1/jobs/{items}/tasks?state=failed") == []
@@ -269,15 +270,14 @@ def test_a_large_submission_and_the_page_do_not_wait_for_each_other(api: Api) ->
     document = json.dumps({"definition": "copy", "items": ["ab"] * 1_500_000}).encode()
     answers: list[Answer] = []
     thread = threading.Thread(target=lambda: answers.append(api.post(document)))
-    slowest_s = 0.0
+    pages = 0
     thread.start()
     while thread.is_alive():
-        began = time.monotonic()
         api.get("/stats.json")
-        slowest_s = max(slowest_s, time.monotonic() - began)
+        pages += 1
     thread.join()
     assert answers[0].json()["tasks"] == 1_500_000
-    assert slowest_s < 3.0
+    assert pages >= 5
 
 
 def test_a_list_of_tasks_has_a_limit(api: Api) -> None:
@@ -297,6 +297,20 @@ def test_a_task_is_explained_and_a_definition_shown(api: Api) -> None:
     assert shown["definition"]["params"]["exponent"]["min"] == 0
     assert api.ask("/api/v1/definitions/none").json()["error"] == "unknown_definition"
     assert api.get("/api/v1/openapi.json")["openapi"] == "3.1.0"
+
+
+def test_a_definition_with_an_error_is_on_the_page_the_good_ones_stay(api: Api) -> None:
+    (api.cluster.config / "tasks.d" / "wrong.yaml").write_text("version: 1\ndescription: x\ncomand: [SECRET]\n")
+    faulty = wait_until(lambda: api.get("/stats.json")["definitions"]["faulty"], "the fault to be on the page")
+    assert faulty == [{"name": "wrong", "problems": 1}]
+    page = api.ask("/").body.decode()
+    assert "wrong: 1 problem" in page
+    assert "SECRET" not in page
+    assert "Insecure: no TLS, no authentication." in page
+    shown = {each["name"]: each["problems"] for each in api.get("/api/v1/definitions")}
+    assert any("did you mean" in problem for problem in shown["wrong"]), shown["wrong"]
+    assert shown["copy"] == []
+    assert api.submit("copy") > 0
 
 
 @pytest.mark.parametrize(
@@ -344,6 +358,21 @@ def test_a_submission_cut_off_says_whether_it_may_have_been_made(
         assert said in answer.json()["message"]
 
 
+def test_a_submission_given_up_is_forgotten_by_the_coordinator(tmp_path: Path) -> None:
+    """Its connection ends, which is how the coordinator knows: here because there is no folder for a large item."""
+    with site(tmp_path) as it:
+        it.blobs.mkdir(parents=True)
+        (it.blobs / "tmp").write_text("in the way")
+        document = {"definition": "copy", "items": ["x" * 1000] * 2000 + ["y" * 70_000]}
+        body = json.dumps(document).encode()
+        answer = it.fetch("/api/v1/jobs", data=True, method="POST", body=body, Content_Type="application/json")
+        assert (answer.status, answer.json()["error"]) == (507, "no_space")
+        assert len(it.coordinator.submitted) > 1
+        assert not any(message.last for message in it.coordinator.submitted)
+        until(lambda: it.coordinator.connections == 1, "the submission's connection to end")
+        assert it.fetch("/healthz").status == 200
+
+
 def test_a_silent_coordinator_holds_up_no_reader(tmp_path: Path) -> None:
     with site(tmp_path) as it:
         it.coordinator.lets_in = False
@@ -361,7 +390,7 @@ def test_a_silent_coordinator_holds_up_no_reader(tmp_path: Path) -> None:
         began = time.monotonic()
         for _ in range(20):
             assert it.fetch("/api/v1/jobs", data=True).status == 200
-        assert time.monotonic() - began < 3.0
+        assert time.monotonic() - began < 4.5, "none of them waited for the submissions' five seconds"
         for thread in threads:
             thread.join(WAIT_S)
         assert {answer.status for answer in answers} == {503}

@@ -30,6 +30,7 @@ from districomp.messages import (
     Goodbye,
     HelloClient,
     HelloWeb,
+    Items,
     Outcome,
     Query,
     Refused,
@@ -94,10 +95,12 @@ class Coordinator:
         }
         self.hellos: list[HelloWeb] = []
         self.asked: list[Query] = []
+        self.submitted: list[Submit | Items] = []
         self.silent = False
         self.refuses_with: Goodbye | None = None
         self.lets_in = True
-        self.ends_submissions_with = Goodbye("stopping", "a test said nothing")
+        self.ends_submissions_with: Goodbye | None = None
+        """None: submissions are taken in and never answered."""
         self.ends_at_hello = False
         self.answer_parts = 1
         self._connections: list[Connection] = []
@@ -107,6 +110,11 @@ class Coordinator:
         self._empty.set()
         self._started = threading.Event()
         self._thread = threading.Thread(target=lambda: self._loop.run_until_complete(self._serve()), name="coordinator")
+
+    @property
+    def connections(self) -> int:
+        """How many there are now, dcoord-web's own link included."""
+        return len(self._connections)
 
     def start(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -152,13 +160,15 @@ class Coordinator:
                     connection.greeted()
                     connection.send(Welcome(PROTOCOL_VERSION, "cluster7id", "room-12", 3, 15.0, message.data_url, at))
                 case HelloClient():
-                    if self.ends_at_hello:
+                    if self.ends_at_hello and self.ends_submissions_with is not None:
                         connection.close(self.ends_submissions_with.code, self.ends_submissions_with.text)
                     elif self.lets_in:
                         connection.greeted()
                         connection.send(Welcome(PROTOCOL_VERSION, "cluster7id", "room-12", 3, 15.0, "", at))
-                case Submit():
-                    connection.close(self.ends_submissions_with.code, self.ends_submissions_with.text)
+                case Submit() | Items():
+                    self.submitted.append(message)
+                    if self.ends_submissions_with is not None:
+                        connection.close(self.ends_submissions_with.code, self.ends_submissions_with.text)
                 case Query():
                     self.asked.append(message)
                     if not self.silent:
