@@ -1,7 +1,7 @@
 """Which server carries the web process: the same application on each, measured alike. `python -m bench.web`.
 
 Prints the table of docs/decisions/001-web-server.md. The servers compared are tools of this measurement only:
-`pip install granian hypercorn uvicorn httptools` puts them there; one that is missing is left out of the table.
+`pip install aiohttp granian hypercorn uvicorn` puts them there; one that is missing is left out of the table.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -31,8 +31,15 @@ from dcoord.web.blob_routes import PREFIX, BlobRoutes
 from dcoord.web.bridge import WsgiBridge
 from dcoord.web.http1 import App, Receive, Scope, Send
 
-SERVERS: Final = ("ours", "granian", "granian-embedded", "hypercorn", "uvicorn")
-NEEDS: Final = {"granian": "granian", "granian-embedded": "granian", "hypercorn": "hypercorn", "uvicorn": "uvicorn"}
+SERVERS: Final = ("ours", "aiohttp", "granian", "granian-embedded", "hypercorn", "uvicorn", "uvicorn-guarded")
+NEEDS: Final = {
+    "aiohttp": "aiohttp",
+    "granian": "granian",
+    "granian-embedded": "granian",
+    "hypercorn": "hypercorn",
+    "uvicorn": "uvicorn",
+    "uvicorn-guarded": "uvicorn",
+}
 BLOB_BYTES: Final = 128 * 1024 * 1024
 SILENT, HALF_OPEN, STALLED = 300, 100, 32
 HALF_HEAD: Final = b"GET /page HTTP/1.1\r\nHost: localhost\r\nX-"
@@ -75,44 +82,35 @@ def serve(name: str, port: int) -> None:
     else:
         import uvloop
 
-        uvloop.run({"ours": _ours, "granian-embedded": _granian_embedded, "hypercorn": _hypercorn}[name](port))
+        from bench import web_servers
+
+        others = {
+            "aiohttp": web_servers.aiohttp,
+            "granian-embedded": web_servers.granian_embedded,
+            "hypercorn": web_servers.hypercorn,
+            "uvicorn-guarded": web_servers.uvicorn_guarded,
+        }
+        uvloop.run(_serve(others.get(name, _ours), port))
 
 
-async def _ours(port: int) -> None:
+async def _serve(server: Callable[[App, int, asyncio.Event], Awaitable[None]], port: int) -> None:
+    ended = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
+    await server(served_app(), port, ended)
+
+
+async def _ours(app: App, port: int, ended: asyncio.Event) -> None:
     from dcoord.web.server import Listener
 
-    listener = Listener(served_app())
+    listener = Listener(app)
     await listener.start("127.0.0.1", port)
-    await _terminated().wait()
+    await ended.wait()
     await listener.stop()
-
-
-async def _granian_embedded(port: int) -> None:
-    embedded = _module("granian.server.embed").Server
-    server = embedded(served_app(), port=port, interface="asginl", websockets=False, backlog=1024)
-    task = asyncio.create_task(server.serve())
-    await _terminated().wait()
-    server.stop()
-    await task
-
-
-async def _hypercorn(port: int) -> None:
-    serving, configuration = _module("hypercorn.asyncio"), _module("hypercorn.config")
-    config = configuration.Config()
-    config.bind = [f"127.0.0.1:{port}"]
-    config.keep_alive_max_requests = 1 << 30
-    await serving.serve(served_app(), config, shutdown_trigger=_terminated().wait)
 
 
 def _module(name: str) -> Any:
     """A server's module: not installed where nobody compares servers, and not typed by us."""
     return importlib.import_module(name)
-
-
-def _terminated() -> asyncio.Event:
-    event = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, event.set)
-    return event
 
 
 # ---- the measurement ----
