@@ -366,7 +366,8 @@ class HttpConnection(asyncio.Protocol):
             body = (b"%x\r\n%b\r\n" % (len(body), body) if body else b"") + (b"" if more else b"0\r\n\r\n")
         request.answered = not more
         transport = self._transport
-        if transport is None:
+        if transport is None or self._lingering:
+            # Gone, or told already (too slow, malformed) that it gets no other answer than that.
             raise PeerGoneError
         if head and body:
             transport.writelines((head, body))
