@@ -27,6 +27,8 @@ BACKOFF_MAX_S: Final = 15.0
 CONNECT_S: Final = 5.0
 ALONE_S: Final = 1.0
 """A worker that was not told its cluster joins the one that is the only one for so long."""
+NAMED_S: Final = 0.25
+"""One that was told a name joins the only one of that name after so long: answers come within 0.12 s (RFC 6762, 6)."""
 _LASTING_CODES: Final = ("version", "cluster", "replaced", "protocol")
 """Goodbyes that will most likely be said again: no hurry to hear them."""
 
@@ -46,6 +48,7 @@ class Link:
         self._session: asyncio.Future[str] | None = None
         self._welcomed = False
         self._goodbye: Goodbye | None = None
+        self._expected = ""  # the id of the cluster that was found at the address, '' if that was given
         self._refused_addresses: dict[str, None] = {}
 
     # ---- for the daemon ----
@@ -98,6 +101,7 @@ class Link:
             if chosen is not None:
                 usable = self._usable(chosen)
                 if usable:
+                    self._expected = chosen.cluster
                     return usable
             words = self._words()
             if wait_s is None and words != said:
@@ -105,7 +109,7 @@ class Link:
                     wait_s = patient_until - now
                 else:
                     said = words
-                    log.info("%s", words)
+                    log.log(logging.WARNING if len(self._candidates()) > 1 else logging.INFO, "%s", words)
             # Not asyncio.wait_for, which in Python 3.11 can swallow a cancellation that comes together with the event.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
@@ -113,17 +117,30 @@ class Link:
 
     def _choose(self, now: float) -> tuple[Found | None, float | None]:
         """The cluster to join, or how long to wait before asking again (None: until something changes)."""
-        wanted = self._joined or self._hello.cluster
-        if wanted:
-            return next((one for one in self._found if wanted in (one.cluster, one.name)), None), None
-        if len(self._found) != 1:
+        candidates = self._candidates()
+        if len(candidates) != 1:
             self._alone = None
             return None, None
-        only = self._found[0]
+        only, wanted = candidates[0], self._wanted
+        if wanted == only.cluster:
+            return only, None
         if self._alone is None or self._alone[0] != only.cluster:
-            self._alone = (only.cluster, now + ALONE_S)
+            self._alone = (only.cluster, now + (NAMED_S if wanted else ALONE_S))
         left = self._alone[1] - now
         return (only, None) if left <= 0 else (None, left)
+
+    @property
+    def _wanted(self) -> str:
+        """The id or name of the cluster to join, '' if any will do."""
+        return self._joined or self._hello.cluster
+
+    def _candidates(self) -> list[Found]:
+        """The clusters found that may be meant. An id is one cluster's, a name may be that of several."""
+        wanted = self._wanted
+        if not wanted:
+            return self._found
+        exact = [one for one in self._found if one.cluster == wanted]
+        return exact or [one for one in self._found if one.name == wanted]
 
     def _usable(self, found: Found) -> list[tuple[str, int]]:
         """Its addresses on this machine: there is no trust yet, so no other is connected to."""
@@ -141,7 +158,14 @@ class Link:
 
     def _words(self) -> str:
         """What is being waited for, for people."""
-        wanted = self._joined or self._hello.cluster
+        wanted = self._wanted
+        several = sorted(self._candidates(), key=lambda one: one.cluster)
+        if wanted and len(several) > 1:
+            each = "; ".join(f"{one.cluster} at {_places(one)}" for one in several[:10])
+            return (
+                f"{len(several)} clusters are called {wanted}: {each}; joining none of them: "
+                "write the id of the right one as `cluster` in dworker.yaml"
+            )
         seen = ", ".join(f"{one.name} ({one.cluster})" for one in self._found[:10])
         if wanted:
             return f"waiting for the cluster {wanted}" + (f"; seen: {seen}" if seen else "")
@@ -245,9 +269,9 @@ class Link:
         if not isinstance(message, Welcome):
             connection.close("protocol", "the first message was not a Welcome")
             return
-        wanted = self._joined or self._hello.cluster
-        if wanted and wanted not in (message.cluster, message.name) and self._fixed is None:
-            connection.close("cluster", f"this is {message.name}, not {wanted}")
+        if self._fixed is None and message.cluster != self._expected:
+            # Somebody else has taken over the address meanwhile.
+            connection.close("cluster", f"this is {message.name} ({message.cluster}), not {self._expected}")
             return
         try:
             check_data_url(message.data_url)
@@ -273,3 +297,10 @@ def check_data_url(url: str) -> None:
     if parts.scheme != "http" or parts.hostname is None:
         raise ConfigError(f"{url!r} is not the address of a data port")
     check_loopback(parts.hostname)
+
+
+def _places(found: Found) -> str:
+    """Where a cluster is, for people."""
+    return ", ".join(
+        f"[{address}]:{port}" if ":" in address else f"{address}:{port}" for address, port in found.addresses[:4]
+    )

@@ -7,10 +7,10 @@ import signal
 import time
 
 from districomp import __version__
-from districomp.discovery import Advertisement, Advertiser
+from districomp.discovery import QUICK_S, Advertisement, Advertiser
 from districomp.messages import Ack, Goodbye, HelloWorker, Reports, Returned
 from districomp.model import Blob
-from tests.integration.workerlab import Lab, Worker, children, command_line, in_lab, is_alive
+from tests.integration.workerlab import Lab, Worker, a_cluster, children, command_line, in_lab, is_alive
 
 MDNS = "cluster: {name}\ndiscovery: {{interfaces: [127.0.0.1]}}\n"
 
@@ -249,7 +249,7 @@ def _advertiser(lab: Lab, cluster: str, name: str) -> Advertiser:
 async def test_the_cluster_is_found_by_its_name(lab: Lab) -> None:
     name = f"lab{os.getpid()}"
     advertiser = _advertiser(lab, lab.cluster, name)
-    other = _advertiser(lab, "d" * 26, f"other{os.getpid()}")
+    other = _advertiser(lab, a_cluster(), f"other{os.getpid()}")
     await advertiser.start()
     await other.start()
     begun = time.monotonic()
@@ -264,7 +264,7 @@ async def test_the_cluster_is_found_by_its_name(lab: Lab) -> None:
 @in_lab
 async def test_without_a_name_several_clusters_are_named_and_none_is_joined(lab: Lab) -> None:
     names = [f"one{os.getpid()}", f"two{os.getpid()}"]
-    advertisers = [_advertiser(lab, 26 * name[0], name) for name in names]
+    advertisers = [_advertiser(lab, a_cluster(), name) for name in names]
     for advertiser in advertisers:
         await advertiser.start()
     try:
@@ -279,12 +279,54 @@ async def test_without_a_name_several_clusters_are_named_and_none_is_joined(lab:
 
 
 @in_lab
+async def test_of_two_clusters_of_one_name_none_is_joined_until_an_id_says_which(lab: Lab) -> None:
+    name = f"twin{os.getpid()}"
+    other = a_cluster()
+    advertisers = [_advertiser(lab, cluster, name) for cluster in (lab.cluster, other)]
+    for advertiser in advertisers:
+        await advertiser.start()
+    try:
+        worker = await lab.start(coordinator=False, config=MDNS.format(name=name))
+        await lab.until(lambda: f"2 clusters are called {name}" in worker.log_text())
+        for cluster in (lab.cluster, other):
+            assert f"{cluster} at 127.0.0.1:{lab.port}" in worker.log_text()
+        assert "write the id of the right one as `cluster` in dworker.yaml" in worker.log_text()
+        await asyncio.sleep(1.0)
+        assert not lab.hellos
+        assert not lab.connections
+        assert await finish(worker) == 0
+        await lab.join(coordinator=False, config=MDNS.format(name=lab.cluster))
+    finally:
+        for advertiser in advertisers:
+            await advertiser.close()
+
+
+@in_lab
+async def test_when_the_second_of_that_name_goes_the_first_is_joined(lab: Lab) -> None:
+    name = f"lone{os.getpid()}"
+    advertisers = [_advertiser(lab, cluster, name) for cluster in (lab.cluster, a_cluster())]
+    for advertiser in advertisers:
+        await advertiser.start()
+    try:
+        worker = await lab.start(coordinator=False, config=MDNS.format(name=name))
+        await lab.until(lambda: f"2 clusters are called {name}" in worker.log_text())
+        await asyncio.sleep(QUICK_S)  # a goodbye before the first questions are all answered may be answered over
+        assert not lab.hellos
+        await advertisers.pop().close()
+        await lab.until(lambda: lab.connection is not None)
+    finally:
+        for advertiser in advertisers:
+            await advertiser.close()
+
+
+@in_lab
 async def test_another_cluster_is_not_joined_even_if_it_says_the_same_name(lab: Lab) -> None:
     """The address may have been taken over by somebody else meanwhile."""
-    advertiser = _advertiser(lab, "e" * 26, f"wanted{os.getpid()}")
+    other = a_cluster()
+    advertiser = _advertiser(lab, other, f"wanted{os.getpid()}")
     await advertiser.start()
     try:
-        worker = await lab.start(coordinator=False, config=MDNS.format(name="e" * 26))
+        worker = await lab.start(coordinator=False, config=MDNS.format(name=other))
         await lab.until(lambda: lab.messages(Goodbye))
         assert lab.messages(Goodbye)[0].code == "cluster"
         assert "joined" not in worker.log_text()

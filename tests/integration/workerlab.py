@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import http.server
 import os
+import secrets
 import signal
 import sys
 import threading
@@ -155,7 +156,7 @@ class Lab:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.data = DataPort()
-        self.cluster = "c" * 26
+        self.cluster = a_cluster()
         self.lease_s = 15.0
         self.acknowledge = True
         self.answer_heartbeats = True
@@ -396,6 +397,11 @@ def in_lab(test: Callable[[Lab], Coroutine[Any, Any, None]]) -> Callable[[Path],
     run.__name__ = test.__name__
     run.__doc__ = test.__doc__
     return run
+
+
+def a_cluster() -> str:
+    """A cluster's id. Tests that run at the same time hear each other's mDNS."""
+    return secrets.token_hex(13)
 
 
 def children(pid: int) -> list[int]:
