@@ -10,9 +10,11 @@ from districomp.messages import (
     BATCH_BYTES,
     BATCH_TASKS,
     Ack,
+    Ask,
     Assign,
     DataAt,
     Define,
+    Has,
     Heartbeat,
     Inventory,
     JobSpec,
@@ -26,13 +28,15 @@ from districomp.messages import (
     Submit,
     Welcome,
 )
-from dworker.core import HAND_BACK_S, HELD_MAX, REPORT_S, STARTED_S
+from dworker.core import HAND_BACK_S, HELD_MAX, LOOKS_MAX, REPORT_S, STARTED_S
 from dworker.events import (
     AttemptsEnded,
     Connected,
     Discard,
     Disconnected,
     Exit,
+    Look,
+    Looked,
     Reset,
     Shutdown,
     StartAttempts,
@@ -310,6 +314,62 @@ def test_what_cannot_run_here_is_refused_with_a_sentence(lab: Lab) -> None:
     (reports,) = lab.sent
     assert (reports.reasons, reports.started) == (["not_started"] * 2, [])
     assert b"isolation 'sandbox'; this worker has none, rlimit" in reports.stderr[0]
+
+
+def test_programs_are_looked_for_when_asked_after(lab: Lab) -> None:
+    lab.connect()
+    lab.hear(Ask(["sh", "none"]))
+    assert lab.effects == [Look(["sh", "none"])]
+    lab.feed(Looked(["sh", "none"], ["sh"]))
+    assert lab.sent == [Has(["sh", "none"], ["sh"])]
+    lab.feed(Disconnected())
+    lab.feed(Looked([], []))
+    assert lab.sent == []
+
+
+def test_more_questions_than_anybody_has_end_the_connection(lab: Lab) -> None:
+    lab.connect()
+    half = [str(number) for number in range(LOOKS_MAX // 2)]
+    for _ in range(2):
+        lab.hear(Ask(half))
+    lab.feed(Looked(half, []))
+    lab.hear(Ask(half))
+    assert lab.effects == [Look(half)]
+    lab.hear(Ask(["one more"]))
+    assert [effect.code for effect in lab.effects if isinstance(effect, Reset)] == ["protocol"]
+
+
+def test_the_matrix_goes_to_the_runner(lab: Lab) -> None:
+    lab.connect()
+    lab.define(matrix=[("x", [1, 2])])
+    lab.hear(Assign(1, 1, [0, 1]))
+    assert [(start.matrix, start.indexes, start.items) for start in lab.starts] == [
+        ([("x", [1, 2])], [0], []),
+        ([("x", [1, 2])], [1], []),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("definition", "most"),
+    [
+        ({"runner": "python"}, 2),
+        ({"runner": "python", "matrix": [("x", [1, 2])]}, 2),
+        ({"runner": "stream", "argv": ["serve", "{x}"]}, 2),
+        ({"runner": "stream", "argv": ["serve", "{x}"], "matrix": [("y", [1, 2])]}, 2),
+        ({"runner": "stream", "argv": ["serve", "-{x}"], "matrix": [("x", [1, 2])]}, 1),
+        ({"runner": "stream", "argv": ["serve", "{"], "matrix": [("x", [1, 2])]}, 1),
+        ({"runner": "command"}, 1),
+    ],
+)
+def test_where_one_process_takes_several_tasks(definition: Any, most: int) -> None:
+    lab = Lab(slots=1)
+    lab.connect()
+    lab.define(**definition)
+    lab.hear(Assign(1, 1, list(range(4))))
+    (start,) = lab.starts
+    assert len(start.leases) == 1
+    lab.end(start, each_s=0.0001)
+    assert [len(start.leases) for start in lab.starts] == [most]
 
 
 def test_a_definition_of_a_later_version_is_refused_with_a_sentence(lab: Lab) -> None:

@@ -54,11 +54,10 @@ class Lab:
         self.feed(Connected(over_the_wire(welcome), self.now))
 
     def define(self, job: int = 1, runner: Any = "command", **rest: Any) -> None:
-        numbers = rest.pop("numbers", None)
-        definition = Definition("d", f"digest{job}", "", runner, ["true"], **rest)
-        self.hear(
-            Define(definition.digest, encode_definition(definition)), JobSpec(job, definition.digest, {}, numbers)
-        )
+        numbers, matrix = rest.pop("numbers", None), rest.pop("matrix", [])
+        definition = Definition("d", f"digest{job}", "", runner, **{"argv": ["true"]} | rest)
+        spec = JobSpec(job, definition.digest, {}, numbers, matrix)
+        self.hear(Define(definition.digest, encode_definition(definition)), spec)
 
     def end(self, start: StartAttempts, each_s: float = 0.0, **columns: Any) -> None:
         """All attempts of a start end, done unless `columns` say otherwise, one after another."""
