@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Final
 
-from demo.cluster import Cluster, script, wait_until
+from demo.cluster import Cluster, ClusterError, script, wait_until
 from demo.screen import blow, fact, good, step, wrong
 from districomp.client import Client
 from districomp.documents import JobDocument, TaskDocument
@@ -76,19 +76,25 @@ class DemoJob:
     def run(self, client: Client) -> bool:
         """The whole of it; whether every task succeeded and the result is right."""
         step(self.title)
-        number = int(self.cluster.dctl("submit", *self.arguments()).stdout)
-        damage = threading.Thread(target=self._damage_safely, args=(client, number), daemon=True)
-        damage.start()
-        watched = subprocess.run(
-            [script("dctl"), "wait", str(number), "--progress"],
-            env=self.cluster.environment, stdout=subprocess.DEVNULL, check=False,
-        )  # fmt: skip
-        damage.join()
+        # One process from submission to end, so that nothing is shot before it watches.
+        with subprocess.Popen(
+            [script("dctl"), "submit", *self.arguments(), "--progress"],
+            env=self.cluster.environment, stdout=subprocess.PIPE,
+        ) as watching:  # fmt: skip
+            assert watching.stdout is not None
+            line = watching.stdout.readline()
+            if not line.strip().isdigit():
+                raise ClusterError(f"dctl submit gave no job number but {line!r}")
+            number = int(line)
+            damage = threading.Thread(target=self._damage_safely, args=(client, number), daemon=True)
+            damage.start()
+            watched = watching.wait()
+            damage.join()
         document = client.document(number)
         retried = self._tell_shares(client, document)
         broken = type(self).damage is not DemoJob.damage
         self._tell_retries(retried)
-        if watched.returncode != 0 or document.state != "done" or self._damage_failed:
+        if watched != 0 or document.state != "done" or self._damage_failed:
             wrong(f"job {number} is {document.state}: {document.counts}; {self._damage_failed}")
             return False
         return self.check(client, number) and (not broken or self._damage_seen)

@@ -111,7 +111,7 @@ class Daemon:
         log.warning("insecure: no TLS and no authentication; whoever can use this machine can run tasks")
         unended = len(self._core.active)
         if unended:
-            log.info("going on with %d jobs of before", unended)
+            log.info("going on with %d %s of before", unended, "job" if unended == 1 else "jobs")
 
     def _start_children(self, cluster: str, host: str, port: int) -> None:
         config = self._config

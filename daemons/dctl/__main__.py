@@ -28,7 +28,7 @@ NOUNS: Final = {
     "job": ("dctl.job", "job", "List, show, retry and cancel jobs."),
     "task": ("dctl.task", "task", "List and show tasks."),
     "worker": ("dctl.worker", "worker", "List workers."),
-    "def": ("dctl.definition", "definition", "List and show definitions."),
+    "def": ("dctl.definition", "definition", "List, show, write and check definitions."),
 }
 COMMANDS: Final = SHORTCUTS | NOUNS
 

@@ -68,7 +68,7 @@ def _commands(name: str, yaml: Path, bundle: Path, paths: Paths) -> list[str]:
     live = [layer.folder for layer in paths.tasks_layers if layer.only is None]
     if yaml.parent.resolve() in [folder.resolve() for folder in live]:
         return [check, submit]
-    target = live[-1]
+    target = paths.config / "tasks.d"
     copy = shlex.join(["cp", "-r", str(bundle), str(yaml), f"{target}/"])
     prepare = "" if target.is_dir() else f"mkdir -p {shlex.quote(str(target))} && "
     return [f"{check} && {prepare}{copy}", submit]
