@@ -112,6 +112,8 @@ class Cache:
 
     def _download_bundle(self, digest: str, folder: Path) -> None:
         """In a thread: manifest, then each file, into a temporary folder that gets its name when all is there."""
+        from dworker.fetch import FetchError
+
         body = self.port.read(f"/blobs/{digest}", digest, MANIFEST_BYTES_MAX)
         files = read_manifest(body)
         unfinished = folder.with_name(f"{digest}.new")
@@ -120,7 +122,10 @@ class Cache:
         for file in files:
             target = unfinished / file.path
             target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-            self.port.download(f"/blobs/{file.sha256}", target, file.sha256, file.size)
+            try:
+                self.port.download(f"/blobs/{file.sha256}", target, file.sha256, file.size)
+            except FetchError as error:
+                raise FetchError(f"{file.path!r} of the bundle: {error}", final=error.final) from error
             target.chmod(0o555 if file.mode & 0o111 else 0o444)
         for path in sorted(unfinished.rglob("*"), reverse=True):
             if path.is_dir():

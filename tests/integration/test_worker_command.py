@@ -12,6 +12,7 @@ from districomp.taskdef import Limits, Param
 from tests.integration.workerlab import Lab, in_lab, is_alive
 
 PYTHON = sys.executable
+MOVED = "cd /; setsid sleep 1000 & echo $!"
 
 
 def python(code: str) -> list[str]:
@@ -243,26 +244,17 @@ async def test_the_time_limit_ends_the_whole_group(lab: Lab) -> None:
 
 @in_lab
 async def test_children_that_are_left_behind_die_with_their_task(lab: Lab) -> None:
-    """Those of its group at once; those of another session when no task runs any more."""
-    await lab.join()
-    (other,) = lab.assign(lab.define(["sleep", "1000"]), 1)
+    """Those in a session of their own too, though another task runs, which keeps its own."""
+    await lab.join(slots=2)
+    (other,) = lab.assign(lab.define(["sh", "-c", "(setsid sleep 1000 &); exec sleep 1000"]), 1)
     await lab.started(other)
-    in_group, own_session = await lab.run(
-        [
-            "sh",
-            "-c",
-            'if [ "$0" = 0 ]; then sleep 1000 & echo $!; else setsid sleep 1000 & sleep .2; pgrep -n -x sleep; fi',
-            "{index}",
-        ],
-        2,
-    )
-    assert in_group.reason == own_session.reason == "done"
-    assert isinstance(in_group.result, bytes)
-    assert isinstance(own_session.result, bytes)
-    await lab.until(lambda: not is_alive(int(in_group.result)))  # type: ignore[arg-type]
-    assert is_alive(int(own_session.result))
-    lab.send(Stop([other]))
-    await lab.until(lambda: not is_alive(int(own_session.result)))  # type: ignore[arg-type]
+    hidden = {"HOME": "/", "TMPDIR": "/tmp"}
+    for script, env in (("sleep 1000 & echo $!", {}), ("setsid sleep 1000 & echo $!", {}), (MOVED, hidden)):
+        (row,) = await lab.run(["sh", "-c", script], env=env)
+        assert isinstance(row.result, bytes)
+        left = int(row.result)
+        await lab.until(lambda: not is_alive(left))  # noqa: B023 -- it is awaited here
+    assert other not in lab.reported
 
 
 @in_lab
@@ -337,3 +329,34 @@ async def test_hundreds_of_short_tasks(lab: Lab) -> None:
     job = lab.define(["true"])
     rows = await lab.ended(lab.assign(job, 400))
     assert {row.reason for row in rows} == {"done"}
+
+
+@in_lab
+async def test_items_that_turn_out_to_be_no_argument_once_they_are_fetched(lab: Lab) -> None:
+    await lab.join()
+    job = lab.define(["echo", "{item}"])
+    size = INLINE_BYTES_MAX + 10
+    bodies = [b"x" * size, b"x" * (size - 1) + b"\xff", b"x" * size + b"\0", b"x" * 200_000]
+    for index, body in enumerate(bodies):
+        lab.data.files[f"/tasks/{job}.{index}"] = body
+    fine, raw, nul, long = await lab.ended(lab.assign(job, [lab.data.add_blob(body) for body in bodies]))
+    assert (fine.reason, raw.reason, nul.reason, long.reason) == ("done", *["not_started"] * 3)
+    assert f"byte {size} of it is not UTF-8".encode() in raw.stderr
+    assert b"it has a NUL character" in nul.stderr
+    assert b"it has 200,000 bytes" in long.stderr
+    for row in (raw, nul, long):
+        assert row.stderr.startswith(b"The item cannot be an argument of the command: ")
+
+
+@in_lab
+async def test_a_program_that_may_not_be_run(lab: Lab) -> None:
+    await lab.join()
+    bundle = lab.data.add_bundle({"plain": (0o644, b"#!/bin/sh\n"), "odd": (0o755, b"#!/no/such/shell\n")})
+    for program, words in (
+        ("./plain", b"The program './plain' is not executable; check its permission bits."),
+        ("./none", b"The program './none' does not exist here, or the interpreter named in its first line does not."),
+        ("./odd", b"The program './odd' does not exist here, or the interpreter named in its first line does not."),
+        ("no-such", b"The program 'no-such' is not installed on this worker; it is in none of "),
+    ):
+        (row,) = await lab.run([program], bundle=bundle)
+        assert (row.reason, row.stderr[: len(words)]) == ("not_started", words)

@@ -278,3 +278,66 @@ async def test_sigterm_and_the_death_of_the_spawn_server(lab: Lab) -> None:
     reported = [lease for lease in leases if lease in lab.reported]
     assert sorted(reported + [lease for lease in lab.returned() if lease in leases]) == leases
     assert {lab.reported[lease].reason for lease in reported} == {"worker_stopped"}
+
+
+@in_lab
+async def test_a_program_that_closes_its_input_while_nothing_is_left_to_write(lab: Lab) -> None:
+    """Without a time limit: it must not wait for ever for what nobody will read."""
+    await lab.join(slots=1)
+    rows = await lab.ended(
+        lab.assign(lab.define(**stream("import os, time\nos.close(0)\ntime.sleep(1000)\n")), [b"small"] * 2), 10
+    )
+    assert [row.reason for row in rows] == ["output_invalid"] * 2
+    assert b"closed its standard input before it had read all items" in rows[0].stderr
+    assert rows[0].started is not None
+    assert rows[0].ended - rows[0].started < 5
+
+
+@in_lab
+async def test_a_program_may_close_its_input_and_still_answer_what_it_has_read(lab: Lab) -> None:
+    worker = await lab.join(slots=1)
+    code = (
+        "import os, sys, time\n"
+        "line = sys.stdin.buffer.raw.readline()\n"
+        "os.close(0)\n"
+        "time.sleep(2.5)\n"
+        "os.write(1, line)\n"
+        "time.sleep(1000)\n"
+    )
+    job = lab.define(**stream(code))
+    (first,) = await lab.ended(lab.assign(job, [b"1"]))
+    assert (first.reason, first.result) == ("done", b"1")
+    (pid,) = children(worker.spawn_server())
+    (second,) = await lab.ended(lab.assign(job, [b"2"]))
+    assert second.result == b"2", "by another process: the first hears nothing any more"
+    assert not is_alive(pid)
+
+
+@in_lab
+async def test_a_newline_in_an_item_that_had_to_be_fetched(lab: Lab) -> None:
+    await lab.join(slots=1)
+    job = lab.define(runner="stream", argv=["cat"])
+    body = b"z" * 100_000 + b"\n" + b"z"
+    lab.data.files[f"/tasks/{job}.1"] = body
+    before, bad, after = await lab.ended(lab.assign(job, [b"before", lab.data.add_blob(body), b"after"]))
+    assert (before.result, after.result) == (b"before", b"after")
+    assert (bad.reason, bad.exit_code) == ("not_started", None)
+    assert bad.stderr == b"The item has a newline, and the definition's format is lines."
+
+
+@in_lab
+async def test_programs_and_bundles_that_cannot_be_had(lab: Lab) -> None:
+    await lab.join(slots=1)
+    bundle = lab.data.add_bundle({"plain": (0o644, b"#!/bin/sh\n"), "lost": (0o755, b"#!/bin/sh\ncat\n")})
+    (row,) = await lab.ended(lab.assign(lab.define(["./plain"], runner="stream", bundle=bundle), [b"1"]))
+    assert (row.reason, row.stderr) == (
+        "not_started",
+        b"The program './plain' is not executable; check its permission bits.",
+    )
+    bundle = lab.data.add_bundle({"dir/lost": (0o755, b"#!/bin/sh\ncat; true\n")})
+    del lab.data.files["/blobs/" + hashlib.sha256(b"#!/bin/sh\ncat; true\n").hexdigest()]
+    for runner in ("stream", "python", "command"):
+        (row,) = await lab.ended(lab.assign(lab.define(["dir/lost"], runner=runner, bundle=bundle), [b"1"]))
+        assert row.reason == "not_started"
+        assert b"could not fetch" in row.stderr
+        assert b"'dir/lost' of the bundle" in row.stderr

@@ -299,13 +299,14 @@ class Lab:
         config: str = "",
         slots: int = 2,
         files: int = 900,
+        path: str = "",
     ) -> "Worker":
         """Start a worker process, which may open so many files unless it asks for more."""
         folder = self.folder
         (folder / "config").mkdir(exist_ok=True)
         (folder / "config" / "dworker.yaml").write_text(config)
         env = {
-            "PATH": os.environ["PATH"],
+            "PATH": path or os.environ["PATH"],
             "DISTRICOMP_STATE_DIR": str(folder / state),
             "DISTRICOMP_CONFIG_DIR": str(folder / "config"),
             "DISTRICOMP_RUNTIME_DIR": str(folder / "run"),

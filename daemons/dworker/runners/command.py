@@ -126,7 +126,10 @@ class CommandRunner:
                 self._not_started(attempt, environment.not_installed(argv[0], path))
                 return
             fds = self._open(attempt)
-        except (ItemError, OSError) as error:
+        except ItemError as error:
+            self._not_started(attempt, f"The item cannot be an argument of the command: {error}.")
+            return
+        except OSError as error:
             self._not_started(attempt, f"The task could not be started on this worker: {error}.")
             return
         attempt.started = host.now()
