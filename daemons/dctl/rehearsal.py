@@ -35,6 +35,7 @@ class TaskShown(msgspec.Struct):
     argv: list[str]
     input_bytes: int
     environment: dict[str, str]
+    params: dict[str, Any]
 
 
 class Rehearsal(msgspec.Struct):
@@ -131,7 +132,7 @@ def _task(definition: Definition, params: Mapping[str, Any], item: Item | None, 
         # What is too large to be sent along is read on the worker.
         argv = Arguments(definition, params).argv("(the item)" if text is None and item is not None else text, index)
     size = 0 if item is None else payload_size(item_content(item))
-    return TaskShown(index, argv, size, _environment(definition, text, index))
+    return TaskShown(index, argv, size, _environment(definition, text, index), dict(params))
 
 
 def _text(item: Item | None) -> str | None:
@@ -172,5 +173,9 @@ def _print(rehearsal: Rehearsal, mode: Mode) -> None:
 def _words(task: TaskShown) -> str:
     command = join(word if len(word) <= WORD_CHARS_MAX else word[:WORD_CHARS_MAX] + "..." for word in task.argv)
     lines = [f"task {task.index}  {command}", f"    input: {output.size(task.input_bytes)}"]
+    if task.params:
+        lines.append(
+            "    params: " + ", ".join(f"{name}={value!r}"[:WORD_CHARS_MAX] for name, value in task.params.items())
+        )
     lines += [f"    {name}={value[:WORD_CHARS_MAX]}" for name, value in task.environment.items()]
     return output.clean("\n".join(line.replace("\n", "\\n") for line in lines)) + "\n"
