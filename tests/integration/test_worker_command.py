@@ -246,15 +246,20 @@ async def test_the_time_limit_ends_the_whole_group(lab: Lab) -> None:
 async def test_children_that_are_left_behind_die_with_their_task(lab: Lab) -> None:
     """Those in a session of their own too, though another task runs, which keeps its own."""
     await lab.join(slots=2)
-    (other,) = lab.assign(lab.define(["sh", "-c", "(setsid sleep 1000 &); exec sleep 1000"]), 1)
+    note = lab.folder / "note"
+    (other,) = lab.assign(lab.define(["sh", "-c", f"(setsid sleep 1000 & echo $! >{note}); exec sleep 1000"]), 1)
     await lab.started(other)
+    bystander = int(note.read_text())
     hidden = {"HOME": "/", "TMPDIR": "/tmp"}
     for script, env in (("sleep 1000 & echo $!", {}), ("setsid sleep 1000 & echo $!", {}), (MOVED, hidden)):
         (row,) = await lab.run(["sh", "-c", script], env=env)
         assert isinstance(row.result, bytes)
         left = int(row.result)
         await lab.until(lambda: not is_alive(left))  # noqa: B023 -- it is awaited here
+        assert is_alive(bystander)
     assert other not in lab.reported
+    lab.send(Stop([other]))
+    await lab.until(lambda: not is_alive(bystander))
 
 
 @in_lab
