@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 BACKOFF_FIRST_S: Final = 0.1
 BACKOFF_MAX_S: Final = 15.0
+STEADY_S: Final = 5.0
+"""A connection that lasted so long was a good one: the next backoff begins anew."""
 CONNECT_S: Final = 5.0
 ALONE_S: Final = 1.0
 """A worker that was not told its cluster joins the one that is the only one for so long."""
@@ -187,6 +189,7 @@ class Link:
         self._connection = connection
         connection.send(self._hello)
         timer = asyncio.get_running_loop().call_later(GREETING_S, self._check_greeting, connection)
+        begun = time.monotonic()
         try:
             reason = await session
         finally:
@@ -199,7 +202,8 @@ class Link:
             log.warning("the coordinator at %s refuses this worker: %s", connection.address, self._goodbye.text)
         else:
             log.info("no coordinator at %s: %s", connection.address, reason)
-        return self._welcomed and not self._is_lasting()
+        # One that ends soon again and again (the two do not understand each other) must not be tried at full speed.
+        return self._welcomed and time.monotonic() - begun >= STEADY_S
 
     async def _connect(self, addresses: list[tuple[str, int]]) -> Connection | None:
         """The first connection that comes about; the others are dropped."""
