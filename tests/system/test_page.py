@@ -210,6 +210,17 @@ def test_it_changes_by_itself_and_nothing_jumps(browser: Browser, tmp_path: Path
         assert len(page.get_attribute("#spark-line", "d") or "") > 10
 
 
+def test_a_higher_highest_rate_does_not_move_the_line(browser: Browser, web: Site) -> None:
+    with opened(browser, web, 1, viewport=WIDE) as page:
+        places = page.evaluate(
+            """() => ["1.0", "837", "99,999"].map((highest) => {
+              document.getElementById("highest").textContent = highest;
+              return document.querySelector(".spark").getBoundingClientRect().x;
+            })"""
+        )
+        assert len(set(places)) == 1, places
+
+
 def test_the_words_without_javascript_are_the_same(browser: Browser, web: Site) -> None:
     def words(page: Page) -> list[str]:
         page.wait_for_selector("#jobs tr")
