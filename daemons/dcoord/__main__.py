@@ -1,17 +1,15 @@
 """`dcoord`: reads the command line and the configuration, then runs the daemon in the foreground."""
 
 import argparse
-import asyncio
 import logging
 import sys
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from districomp import __version__, openfiles
+from districomp import __version__, openfiles, program
 from districomp import config as configuration
 from districomp import log as logging_form
-from districomp.errors import ConfigError, DistricompError
+from districomp.errors import ConfigError
 
 log = logging.getLogger("dcoord")
 
@@ -26,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The console script: ends by SystemExit with 0, 1 (cannot run) or 78 (configuration)."""
     parsed = _parser().parse_args(arguments)
     logging_form.setup("dcoord", "debug" if parsed.verbose else "info")
-    try:
+    with program.exits(log):
         paths = configuration.Paths.from_environment()
         settings = configuration.load_coordinator(parsed.config, paths)
         if parsed.check_config:
@@ -35,13 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         sys.setswitchinterval(SWITCH_S)
         openfiles.allow(OPEN_FILES)
-        _run(Daemon(settings, paths, parsed.config).run())
-    except ConfigError as error:
-        sys.stderr.write(f"{error}\n")
-        sys.exit(error.exit_code)
-    except DistricompError as error:
-        log.error("%s", error)
-        sys.exit(error.exit_code)
+        program.run(Daemon(settings, paths, parsed.config).run())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -69,15 +61,6 @@ def _check_definitions(paths: configuration.Paths) -> int:
         return ConfigError.exit_code
     sys.stderr.write(f"the configuration and {len(documents)} definitions are good\n")
     return 0
-
-
-def _run(main: Coroutine[Any, Any, None]) -> None:
-    try:
-        import uvloop
-    except ImportError:  # not made for every system
-        asyncio.run(main)
-    else:
-        uvloop.run(main)
 
 
 if __name__ == "__main__":

@@ -13,10 +13,10 @@ from dctl.output import Mode, message
 from districomp.client import Client
 from districomp.errors import UsageError
 from districomp.model import parse_task
+from districomp.ranges import parse_range
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_RANGE: Final = re.compile(r"(-?[0-9]{1,19})\.\.(-?[0-9]{1,19})(?::(-?[0-9]{1,19}))?")
 _SECONDS: Final = re.compile(r"[0-9]+(\.[0-9]+)?")
 _DIGITS_MAX: Final = 18
 
@@ -30,16 +30,10 @@ class RangeType(click.ParamType[range]):
         """As in the shell: downwards if A is above B, whatever STEP's sign."""
         if isinstance(value, range):
             return value
-        match = _RANGE.fullmatch(value)
-        if match is None:
-            self.fail(
-                f"{value!r} is not A..B or A..B:STEP with whole numbers, for example 1..100 or 0..90:10", param, ctx
-            )
-        first, last = int(match[1]), int(match[2])
-        step = abs(int(match[3] or 1))
-        if step == 0:
-            self.fail(f"{value!r} has the step 0; leave it out or give another", param, ctx)
-        return range(first, last + 1, step) if first <= last else range(first, last - 1, -step)
+        try:
+            return parse_range(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 class DurationType(click.ParamType[float]):

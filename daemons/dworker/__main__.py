@@ -1,19 +1,17 @@
 """`dworker`: reads the command line and the configuration, then runs the daemon in the foreground."""
 
 import argparse
-import asyncio
 import logging
 import sys
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from msgspec.structs import replace
 
-from districomp import __version__
+from districomp import __version__, program
 from districomp import config as configuration
 from districomp import log as logging_form
-from districomp.errors import ConfigError, DistricompError
+from districomp.errors import ConfigError
 
 log = logging.getLogger("dworker")
 
@@ -22,19 +20,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The console script: ends by SystemExit with 0, 1 (cannot run), 2 (the command line) or 78 (configuration)."""
     parsed = _parser().parse_args(arguments)
     logging_form.setup("dworker", "debug" if parsed.verbose else "info")
-    try:
+    with program.exits(log):
         paths = configuration.Paths.from_environment()
         config = _configure(parsed, paths)
         if parsed.check_config:
             sys.stderr.write("the configuration is good\n")
             return
-        _run(_serve(config, paths))
-    except ConfigError as error:
-        sys.stderr.write(f"{error}\n")
-        sys.exit(error.exit_code)
-    except DistricompError as error:
-        log.error("%s", error)
-        sys.exit(error.exit_code)
+        program.run(_serve(config, paths))
     log.info("stopped")
 
 
@@ -77,15 +69,6 @@ async def _serve(config: configuration.WorkerConfig, paths: configuration.Paths)
         await Daemon(config, folder).run()
     finally:
         folder.close()
-
-
-def _run(main: Coroutine[Any, Any, None]) -> None:
-    try:
-        import uvloop
-    except ImportError:  # not made for every system
-        asyncio.run(main)
-    else:
-        uvloop.run(main)
 
 
 if __name__ == "__main__":

@@ -22,19 +22,28 @@ if TYPE_CHECKING:
 
 def on_cancel(core: "Core", peer: int, message: Cancel) -> None:
     """Cancel a job or some of its tasks: recorded at once, later reports are refused. The driver answers with the document."""
-    job = core.jobs.get(message.job)
-    if core.degraded:
-        core.effects.append(Send(peer, Refused(message.request, "degraded", core.degraded)))
-    elif job is None:
-        text = f"there is no job {message.job}; see: dctl job list"
-        core.effects.append(Send(peer, Refused(message.request, "unknown_job", text)))
-    elif any(not 0 <= index < job.record.count for index in message.indexes):
+    job = _job_of(core, peer, message)
+    if job is None:
+        return
+    if any(not 0 <= index < job.record.count for index in message.indexes):
         text = f"job {job.id} has the tasks {job.id}.0 to {job.id}.{job.record.count - 1}"
         core.effects.append(Send(peer, Refused(message.request, "unknown_task", text)))
     else:
         if not job.is_ended:
             cancel(core, job, message.indexes)
         core.answers.append((peer, message.request, job.id))
+
+
+def _job_of(core: "Core", peer: int, message: Cancel | Retry) -> Job | None:
+    """The job that a request names; None after it was refused."""
+    job = core.jobs.get(message.job)
+    if core.degraded:
+        core.effects.append(Send(peer, Refused(message.request, "degraded", core.degraded)))
+        return None
+    if job is None:
+        text = f"there is no job {message.job}; see: dctl job list"
+        core.effects.append(Send(peer, Refused(message.request, "unknown_job", text)))
+    return job
 
 
 def cancel(core: "Core", job: Job, indexes: list[int]) -> None:
@@ -107,13 +116,10 @@ def is_failed_enough(job: Job) -> bool:
 
 def on_retry(core: "Core", peer: int, message: Retry) -> None:
     """Queue again what failed (or was cancelled or skipped). The driver answers with the document."""
-    job = core.jobs.get(message.job)
-    if core.degraded:
-        core.effects.append(Send(peer, Refused(message.request, "degraded", core.degraded)))
-    elif job is None:
-        text = f"there is no job {message.job}; see: dctl job list"
-        core.effects.append(Send(peer, Refused(message.request, "unknown_job", text)))
-    elif job.is_ended:
+    job = _job_of(core, peer, message)
+    if job is None:
+        return
+    if job.is_ended:
         # Its array of states is on disk alone.
         core.effects.append(ReadJob(job.id, peer, message.request, message.failed_only))
     else:

@@ -11,9 +11,9 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import districomp
 from dcoord.blobs import BlobStore
@@ -23,8 +23,8 @@ from dcoord.web.link import CoordinatorLink
 from dcoord.web.server import Listener
 from districomp import config as configuration
 from districomp import log as logging_form
-from districomp import openfiles
-from districomp.errors import ConfigError, DistricompError
+from districomp import openfiles, program
+from districomp.errors import DistricompError
 
 log = logging.getLogger("dcoord.web")
 
@@ -36,19 +36,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The console script: ends by SystemExit with 0, 1 (cannot serve) or 78 (configuration)."""
     parsed = _parser().parse_args(arguments)
     logging_form.setup("dcoord-web")
-    try:
+    with program.exits(log):
         paths = configuration.Paths.from_environment()
         settings = configuration.load_coordinator(parsed.config, paths)
         if parsed.check_config:
-            print("the configuration is good", file=sys.stderr)  # noqa: T201  # the answer to --check-config
+            sys.stderr.write("the configuration is good\n")
             return
         openfiles.allow(OPEN_FILES)
-        _run(_serve(settings, paths, with_parent=parsed.parent_pipe))
-    except ConfigError as error:
-        sys.exit(_told(error))
-    except DistricompError as error:
-        log.error("%s", error)
-        sys.exit(error.exit_code)
+        program.run(_serve(settings, paths, with_parent=parsed.parent_pipe))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -58,20 +53,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"dcoord-web {districomp.__version__}")
     parser.add_argument("--parent-pipe", action="store_true", help="end when standard input is closed")
     return parser
-
-
-def _told(error: ConfigError) -> int:
-    print(error, file=sys.stderr)  # noqa: T201  # for a person, without the log's prefix
-    return error.exit_code
-
-
-def _run(main: Coroutine[Any, Any, None]) -> None:
-    try:
-        import uvloop
-    except ImportError:  # not made for every system
-        asyncio.run(main)
-    else:
-        uvloop.run(main)
 
 
 async def _serve(
