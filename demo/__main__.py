@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from demo import jobs
 from demo.cluster import Cluster, ClusterError, wait_until
-from demo.screen import bold, fact, good, step, wrong
+from demo.screen import blow, bold, fact, good, step, wrong
 from districomp.client import Client
 
 LEASE_S = 2
@@ -38,7 +38,7 @@ def main() -> int:
         return verdict
     except KeyboardInterrupt:
         print()
-        wrong("interrupted; stopping everything")
+        blow("interrupted; stopping everything")
         return 130
     except ClusterError as error:
         wrong(str(error))

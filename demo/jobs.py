@@ -81,15 +81,15 @@ class DemoJob:
             [script("dctl"), "submit", *self.arguments(), "--progress"],
             env=self.cluster.environment, stdout=subprocess.PIPE,
         ) as watching:  # fmt: skip
-            assert watching.stdout is not None
-            line = watching.stdout.readline()
-            if not line.strip().isdigit():
-                raise ClusterError(f"dctl submit gave no job number but {line!r}")
-            number = int(line)
-            damage = threading.Thread(target=self._damage_safely, args=(client, number), daemon=True)
-            damage.start()
-            watched = watching.wait()
-            damage.join()
+            try:
+                number = self._number_of(watching)
+                damage = threading.Thread(target=self._damage_safely, args=(client, number), daemon=True)
+                damage.start()
+                watched = watching.wait()
+                damage.join()
+            except BaseException:
+                watching.kill()
+                raise
         document = client.document(number)
         retried = self._tell_shares(client, document)
         broken = type(self).damage is not DemoJob.damage
@@ -101,6 +101,15 @@ class DemoJob:
 
     _damage_failed = ""
     _damage_seen = False
+
+    @staticmethod
+    def _number_of(watching: "subprocess.Popen[bytes]") -> int:
+        """The job's number, which is printed as soon as the submission is on disk."""
+        assert watching.stdout is not None
+        line = watching.stdout.readline()
+        if not line.strip().isdigit():
+            raise ClusterError(f"dctl submit gave no job number but {line!r}")
+        return int(line)
 
     def _damage_safely(self, client: Client, number: int) -> None:
         try:

@@ -29,7 +29,7 @@ STEADY_S: Final = 5.0
 CONNECT_S: Final = 5.0
 ALONE_S: Final = 1.0
 """A worker that was not told its cluster joins the one that is the only one for so long."""
-NAMED_S: Final = 0.25
+NAMED_S: Final = 0.15
 """One that was told a name joins the only one of that name after so long: answers come within 0.12 s (RFC 6762, 6)."""
 _LASTING_CODES: Final = ("version", "cluster", "replaced", "protocol")
 """Goodbyes that will most likely be said again: no hurry to hear them."""
