@@ -1,4 +1,9 @@
-"""What a task's process finds: its environment variables and its program. Owns nothing of how it runs."""
+"""What a task's process finds: its environment variables and its program. Owns nothing of how it runs.
+
+Every process has PATH, LANG, HOME and TMPDIR (its own folder) and what the definition's `env` says. The
+DISTRICOMP_* variables tell a `command` which task it is; a process of `stream` or `python` serves many
+tasks, so it has none of them (`json` names the task in each line, a function is told by its params).
+"""
 
 import errno
 import os
