@@ -1,11 +1,15 @@
 """What holds for every test: no trace of the developer's own cluster, and hypothesis at one speed everywhere."""
 
 import os
+import resource
 import shutil
 import tempfile
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from districomp import openfiles
 
 # The clock is no judge on a shared machine: no deadline, no complaint about slow drawing. Derandomized,
 # so that a run of CI says something about the change and not about luck; HYPOTHESIS_PROFILE=search looks for more.
@@ -31,6 +35,15 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     own = session.config.stash.get(_OWN_BASE, None)
     if own is not None and exitstatus == pytest.ExitCode.OK:
         shutil.rmtree(own, ignore_errors=True)
+
+
+@pytest.fixture
+def many_files() -> Iterator[None]:
+    """For a test that itself holds hundreds of connections or pipes: a login's usual limit is 1,024 open files."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert openfiles.allow(8192) >= 4096, "the hard limit on open files is too low for this test: ulimit -Hn 8192"
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 @pytest.fixture(autouse=True)

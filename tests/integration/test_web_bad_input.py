@@ -187,6 +187,7 @@ def until_files(folder: Path, count: int) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.usefixtures("many_files")
 def test_a_flood_of_connections_leaves_room_for_the_next(web: Site) -> None:
     """Beyond the cap the longest idle one makes room; those that never said a word are the first to go."""
     with contextlib.ExitStack() as stack:

@@ -143,6 +143,7 @@ def test_a_signal_reaches_the_whole_group_and_the_end_kills_what_is_left(kind: K
     with_starter(kind, test)
 
 
+@pytest.mark.usefixtures("many_files")
 @pytest.mark.parametrize("kind", KINDS)
 def test_hundreds_at_once(kind: Kind) -> None:
     async def test(starter: Starter) -> None:
