@@ -6,8 +6,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+import pytest
 
 from districomp.client import Client
 from districomp.errors import DistricompError
@@ -130,3 +132,24 @@ class Cluster:
             self._processes.insert(0, process)
         else:
             self._processes.append(process)
+
+
+@pytest.fixture(scope="module")
+def started_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A coordinator and a worker for all tests of a module."""
+    cluster = Cluster(tmp_path_factory.mktemp("cluster"))
+    try:
+        cluster.start_coordinator()
+        cluster.start_worker()
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture
+def cluster(started_cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """The module's cluster as `dctl` finds it, in an empty folder; nothing of a test goes on after it."""
+    monkeypatch.setenv("DISTRICOMP_RUNTIME_DIR", started_cluster.environment["DISTRICOMP_RUNTIME_DIR"])
+    monkeypatch.chdir(tmp_path)
+    yield started_cluster
+    started_cluster.cancel_all()

@@ -8,19 +8,10 @@ import pytest
 
 from districomp.client import Client
 from districomp.errors import RefusedError
-from tests.integration.client_cluster import Cluster
+from tests.integration.client_cluster import Cluster, started_cluster
 from tests.integration.clientlab import dctl
 
-
-@pytest.fixture(scope="module")
-def started_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    cluster = Cluster(tmp_path_factory.mktemp("bad"))
-    try:
-        cluster.start_coordinator()
-        cluster.start_worker()
-        yield cluster
-    finally:
-        cluster.stop()
+__all__ = ["started_cluster"]
 
 
 @pytest.fixture

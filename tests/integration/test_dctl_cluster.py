@@ -6,7 +6,6 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,29 +13,12 @@ import pytest
 import districomp
 from districomp.client import Client
 from districomp.errors import RefusedError
-from tests.integration.client_cluster import DEFINITIONS, Cluster
+from tests.integration.client_cluster import DEFINITIONS, Cluster, cluster, started_cluster
 from tests.integration.clientlab import dctl
 
+__all__ = ["cluster", "started_cluster"]
+
 LARGE = random.Random(3).randbytes(300_000)
-
-
-@pytest.fixture(scope="module")
-def started_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    cluster = Cluster(tmp_path_factory.mktemp("dctl"))
-    try:
-        cluster.start_coordinator()
-        cluster.start_worker()
-        yield cluster
-    finally:
-        cluster.stop()
-
-
-@pytest.fixture
-def cluster(started_cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    monkeypatch.setenv("DISTRICOMP_RUNTIME_DIR", started_cluster.environment["DISTRICOMP_RUNTIME_DIR"])
-    monkeypatch.chdir(tmp_path)
-    yield started_cluster
-    started_cluster.cancel_all()
 
 
 def read_json(*arguments: str, code: int = 0) -> object:

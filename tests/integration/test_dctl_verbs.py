@@ -4,33 +4,15 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from districomp.client import Client
-from tests.integration.client_cluster import Cluster
+from tests.integration.client_cluster import Cluster, cluster, started_cluster
 from tests.integration.clientlab import dctl
 
-
-@pytest.fixture(scope="module")
-def started_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    cluster = Cluster(tmp_path_factory.mktemp("verbs"))
-    try:
-        cluster.start_coordinator()
-        cluster.start_worker()
-        yield cluster
-    finally:
-        cluster.stop()
-
-
-@pytest.fixture
-def cluster(started_cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    monkeypatch.setenv("DISTRICOMP_RUNTIME_DIR", started_cluster.environment["DISTRICOMP_RUNTIME_DIR"])
-    monkeypatch.chdir(tmp_path)
-    yield started_cluster
-    started_cluster.cancel_all()
+__all__ = ["cluster", "started_cluster"]
 
 
 def jobs(cluster: Cluster) -> int:
