@@ -68,6 +68,8 @@ class Daemon:
         self._background: set[asyncio.Task[None]] = set()
         self._web_is_up = asyncio.Event()
         self._stopping = asyncio.Event()
+        self._owns_socket = False
+        """Whether the control socket is ours to remove: another coordinator's must stay."""
         self._failure: BaseException | None = None
         self._read_error: JournalError | None = None
         self._journal: Journal
@@ -93,6 +95,7 @@ class Daemon:
     async def _start(self) -> None:
         config = self._config
         await self._listener.listen_locally(self._paths.control_socket)
+        self._owns_socket = True
         self._journal = await self._in_journal_thread(lambda: Journal.open(config.journal.path))
         restored = await self._in_journal_thread(self._journal.restore)
         settings = Settings(restored.cluster, config.name, config.lease_s)
@@ -325,6 +328,7 @@ class Daemon:
             await self._sessions.close()
         if hasattr(self, "_journal"):
             await self._in_journal_thread(self._journal.close)
+        if self._owns_socket:
             self._paths.control_socket.unlink(missing_ok=True)
         self._journal_thread.shutdown()
         self._catalog_thread.shutdown()

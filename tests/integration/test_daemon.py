@@ -272,6 +272,7 @@ def test_a_second_coordinator_in_the_same_folders_is_told_so(lab: Lab, tmp_path:
     done = start_another(lab.cluster, DISTRICOMP_RUNTIME_DIR=str(tmp_path / "r2"))
     assert done.returncode != 0
     assert "journal.sqlite" in done.stderr
+    assert list((tmp_path / "r2").iterdir()) == [], "a start that failed leaves no socket behind"
     assert lab.submit() > 0
 
 

@@ -4,6 +4,7 @@ The cost follows what is handed out: every step either gives a lease, or takes a
 the running. Never looks at all queued tasks or at all workers.
 """
 
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from dcoord.core.effects import ReadPayload, Send
@@ -51,7 +52,7 @@ def _next_requires(core: "Core") -> Requires | None:
 def _serve(core: "Core", requires: Requires, now: float) -> None:
     """Give each worker that meets a requirement, and has room now, one job's tasks."""
     fleet, backlog = core.fleet, core.backlog
-    workers = list(fleet.roomy[requires].values())[:SERVED_MAX]
+    workers = list(islice(fleet.roomy[requires].values(), SERVED_MAX))
     for place_, worker in enumerate(workers):
         if requires not in backlog.by_requires:
             return
