@@ -23,7 +23,7 @@ import apsw
 
 from dcoord.core.records import FrontierRecord, JobEndRecord, JobRecord, OutcomeRecord, PayloadRecord, Record
 from dcoord.journal import Journal
-from districomp.messages import Outcome
+from districomp.outcome import Outcome
 
 BATCHES = (256, 1024, 4096)
 JOBS = (1, 256)

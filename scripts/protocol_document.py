@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from districomp import messages, model
+from districomp import messages, model, outcome
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 DOCUMENT: Final = ROOT / "docs" / "protocol.md"
@@ -68,7 +68,7 @@ def message_list() -> str:
 
 def structures() -> str:
     """What messages contain that is not a plain value."""
-    return "\n".join(_structure(kind) for kind in (model.Blob, model.File, messages.Machine, messages.Outcome)).rstrip()
+    return "\n".join(_structure(kind) for kind in (model.Blob, model.File, messages.Machine, outcome.Outcome)).rstrip()
 
 
 PARTS: Final[dict[str, Callable[[], str]]] = {

@@ -17,8 +17,8 @@ import msgspec
 from dcoord import journal_rows as rows_of
 from dcoord.core.records import Head, RestoredJob
 from districomp.errors import JournalError
-from districomp.messages import Outcome
 from districomp.model import DONE, QUEUED, STATE_NAMES, Item, Payload
+from districomp.outcome import Outcome
 
 APPLICATION_ID: Final = 0x64636D70
 """'dcmp' in the file's header: PRAGMA application_id."""

@@ -24,8 +24,8 @@ from dcoord.core.records import (
     ResumeRecord,
     WorkerRecord,
 )
-from districomp.messages import Outcome
 from districomp.model import DONE, Item
+from districomp.outcome import Outcome
 
 Value = int | float | str | bytes | None
 Row = tuple[Value, ...]

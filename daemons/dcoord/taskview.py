@@ -11,7 +11,6 @@ import msgspec
 from dcoord.core.job import apply_sweep
 from dcoord.journal import Reader
 from districomp.documents import AttemptDocument, TaskDocument, iso_time
-from districomp.messages import Outcome
 from districomp.model import (
     DONE,
     STATE_NAMES,
@@ -22,6 +21,7 @@ from districomp.model import (
     payload_size,
     task_text,
 )
+from districomp.outcome import Outcome
 
 
 class Running(msgspec.Struct, frozen=True):

@@ -11,8 +11,8 @@ from typing import IO, Final
 import msgspec
 
 from districomp.errors import DistricompError, RemoteProtocolError
-from districomp.messages import Outcome
 from districomp.model import DONE, QUEUED, STATE_NAMES, Blob, Payload, payload_size, task_text
+from districomp.outcome import Outcome
 
 SHELF_BYTES: Final = 32 * 1024 * 1024
 """Results that wait for an earlier one are kept in memory up to this, then in a temporary file."""

@@ -103,6 +103,34 @@ class StatusDocument(msgspec.Struct):
     tasks_per_s: float
 
 
+class TokenDocument(msgspec.Struct, omit_defaults=True):
+    """An entry of `dctl token list`; `dctl token create` adds `token`, which is never shown again."""
+
+    id: str
+    role: str
+    created: str
+    expires: str
+    uses_left: int | None
+    used: int
+    labels: list[str]
+    state: str
+    """valid, expired, used_up or revoked"""
+    token: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class AuthorityDocument(msgspec.Struct):
+    """`dctl ca rotate`: the new cluster id, and the old ones with the time at which each ends."""
+
+    cluster: str
+    former: dict[str, str]
+
+
+class EnrolmentDocument(msgspec.Struct):
+    """`dctl enrol open`: until when; null: closed."""
+
+    open_until: str | None
+
+
 class ResultDocument(msgspec.Struct, omit_defaults=True):
     """An entry of `dctl results --json`; above 64 KiB `sha256` and `bytes` stand in place of `result`."""
 

@@ -29,6 +29,16 @@ class NotAllowedError(DistricompError):
     exit_code = 4
 
 
+class TokenError(UsageError):
+    """A text that should be a join token is none. The message never repeats it."""
+
+
+class TrustError(DistricompError):
+    """Who is there is not who it must be, or we cannot prove who we are: a certificate or key is missing or wrong."""
+
+    exit_code = 4
+
+
 class ConfigError(DistricompError):
     """A configuration file or a definition is wrong; the daemons end with 78 (EX_CONFIG)."""
 

@@ -14,7 +14,7 @@ import msgspec
 
 from districomp.model import Item, Payload
 
-PROTOCOL_VERSION: Final = 1
+PROTOCOL_VERSION: Final = 2
 FRAME_BYTES_MAX: Final = 1024 * 1024
 """Largest frame once a peer has said who it is."""
 GREETING_BYTES_MAX: Final = 64 * 1024
@@ -73,7 +73,12 @@ class HelloWeb(Message, tag=3):
 
 
 class Welcome(Message, tag=4):
-    """coordinator: the greeting was accepted. `now` is its clock (Unix seconds), which all times in reports follow."""
+    """coordinator: the greeting was accepted. `now` is its clock (Unix seconds), which all times in reports follow.
+
+    `data_url` with the host 0.0.0.0 or [::]: the host at which the peer reached the coordinator. `role` and `user`:
+    what the coordinator takes the peer for. `authorities`: the certificates (DER) that it can be known by, the newest
+    first, none if it is insecure. `renew_s`: when to renew one's own certificate; 0 never.
+    """
 
     version: int
     cluster: str
@@ -82,6 +87,10 @@ class Welcome(Message, tag=4):
     lease_s: float
     data_url: str
     now: float
+    role: str = ""
+    user: str = ""
+    authorities: list[bytes] = []
+    renew_s: float = 0.0
 
 
 class Goodbye(Message, tag=5):
@@ -93,6 +102,23 @@ class Goodbye(Message, tag=5):
 
 class Heartbeat(Message, tag=6):
     """worker, every third of a lease; the coordinator answers with the same."""
+
+
+class HelloGuest(Message, tag=7):
+    """whoever has no certificate, to enrol: answered by Authorities. Over TLS, or on the control socket."""
+
+    version: int
+    program: str
+
+
+class Authorities(Message, tag=8):
+    """coordinator: the certificates (DER) that it can be known by, the newest first. To a guest, who believes it only if
+    the hash of one is the token's; to everybody else when they have changed: trust these now, and renew at once.
+    """
+
+    cluster: str
+    name: str
+    authorities: list[bytes]
 
 
 # ---- coordinator to worker ----
@@ -132,6 +158,7 @@ class Assign(Message, tag=13):
     indexes: list[int]
     attempts: list[int] = []  # all 1
     items: list[Item] = []  # numbers, or no input at all
+    grants: list[str] = []  # none has a blob; '' for one without
 
 
 class Recall(Message, tag=14):
@@ -297,7 +324,7 @@ class Cancel(Message, tag=37):
 
 
 class Query(Message, tag=38):
-    """Ask for documents: status, jobs (of `user`, '' all), job, tasks, task, explain, workers, definitions, definition (`name`)."""
+    """Ask for documents: status, jobs (of `user`, '' all), job, tasks, task, explain, workers, definitions, definition (`name`), tokens."""
 
     request: int
     noun: str
@@ -324,35 +351,142 @@ class Retry(Message, tag=40):
     failed_only: bool = False
 
 
+# ---- trust: who one is, and what one may fetch ----
+
+
+class Enrol(Message, tag=41):
+    """guest: asks for a certificate. `csr`: PKCS#10 (DER), its subject ignored. `secret`: the token's, b'' without one.
+
+    `role`: the one wanted. `worker`: a worker's lasting id, '' for clients. Answered by Enrolled, Pending or Refused.
+    """
+
+    request: int
+    role: str
+    csr: bytes
+    secret: bytes = b""
+    worker: str = ""
+    name: str = ""
+    slots: int = 0
+    machine: Machine = Machine()
+
+
+class Pending(Message, tag=42):
+    """A person has to let this worker in; `nonce` goes into the words that both sides show. Enrolled follows, or Goodbye."""
+
+    request: int
+    nonce: bytes
+
+
+class Enrolled(Message, tag=43):
+    """A certificate (DER) for the key of the request, valid from now on for whoever trusts one of `authorities`.
+
+    `chain`: certificates (DER) to be shown with it. `identity` is what it is known by; `renew_s`: when to renew it.
+    """
+
+    request: int
+    role: str
+    identity: str
+    certificate: bytes
+    chain: list[bytes]
+    authorities: list[bytes]
+    renew_s: float
+
+
+class Renew(Message, tag=44):
+    """whoever has a certificate: a new one for this key, answered by Enrolled. The connection lives on by the new one."""
+
+    request: int
+    csr: bytes
+
+
+class AskGrant(Message, tag=45):
+    """The right to do `verb` (GET, PUT, or SESSION: everything that the asker may) at `path` of the data port.
+
+    A worker names the lease that needs it. `path`: /tasks/ID, /results/ID, /blobs/SHA256, /bundles/SHA256 (GET of a
+    bundle's manifest and files, by their /blobs/ paths), '' with SESSION. Answered by Granted or Refused.
+    """
+
+    request: int
+    verb: str
+    path: str
+    lease: int = 0
+
+
+class Granted(Message, tag=46):
+    """A grant, to be sent as `Authorization: Bearer GRANT`; good for `expires_s` seconds, at a request's start."""
+
+    request: int
+    grant: str
+    expires_s: float
+
+
+class WebTrust(Message, tag=47):
+    """coordinator to dcoord-web, after Welcome and whenever it changes: its certificate with chain, private key (both PEM,
+    both b'' if insecure), the authorities (DER), the key of grants, and the identities that are refused.
+    """
+
+    certificate: bytes
+    key: bytes
+    authorities: list[bytes]
+    grant_key: bytes
+    refused: list[str]
+
+
+# ---- administration, by role admin; each is answered by Reply or Refused ----
+
+
+class CreateToken(Message, tag=50):
+    """A join token; Reply has one TokenDocument, whose `token` is never shown again. `uses` None: any number."""
+
+    request: int
+    role: str
+    expires_s: float
+    uses: int | None = None
+    labels: list[str] = []
+
+
+class RevokeToken(Message, tag=51):
+    """A token by its id, and with it every certificate that was given for it."""
+
+    request: int
+    token: str
+
+
+class Admit(Message, tag=52):
+    """Let a pending worker in: by name or id, and the words that were compared."""
+
+    request: int
+    worker: str
+    words: str
+
+
+class Revoke(Message, tag=53):
+    """Refuse a worker (by name or id) from now on, also if it is connected; `remove`: and forget it."""
+
+    request: int
+    worker: str
+    remove: bool = False
+
+
+class OpenEnrolment(Message, tag=54):
+    """Let every pending worker in, for so many seconds; 0 closes."""
+
+    request: int
+    for_s: float
+
+
+class RotateAuthority(Message, tag=55):
+    """A new authority; the old one is good for `overlap_s` more. Reply has one AuthorityDocument."""
+
+    request: int
+    overlap_s: float
+
+
 AnyMessage = (
-    HelloWorker | HelloClient | HelloWeb | Welcome | Goodbye | Heartbeat
+    HelloWorker | HelloClient | HelloWeb | Welcome | Goodbye | Heartbeat | HelloGuest | Authorities
     | DataAt | Define | JobSpec | Assign | Recall | Stop | Ack | Resend | Ask
     | Inventory | Started | Returned | Reports | Has
     | Submit | Items | Accepted | Refused | Watch | Results | ResultRows | Cancel | Query | Reply | Retry
+    | Enrol | Pending | Enrolled | Renew | AskGrant | Granted | WebTrust
+    | CreateToken | RevokeToken | Admit | Revoke | OpenEnrolment | RotateAuthority
 )  # fmt: skip
-
-
-class Outcome(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False):
-    """Attempts of one job that ended together: a row of the journal, and what ResultRows carries.
-
-    `serial` numbers a job's rows from 1. `states` are what the tasks became (empty: all done; 0 = to be retried).
-    `sweep`: a state that every task still queued took at this point (a cancelled job); or 0: a person had every
-    task in one of `states` queued again. Such a row names no tasks.
-    """
-
-    job: int
-    serial: int
-    worker: str
-    indexes: list[int]
-    states: list[int] = []
-    attempts: list[int] = []
-    reasons: list[str] = []
-    exit_codes: list[int | None] = []
-    signals: list[int | None] = []
-    started: list[float | None] = []
-    ended: list[float] = []
-    cpu_s: list[float | None] = []
-    memory_bytes: list[int | None] = []
-    stderr: list[bytes] = []
-    results: list[Payload | None] = []
-    sweep: int | None = None

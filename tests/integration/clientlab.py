@@ -35,7 +35,6 @@ from districomp.messages import (
     HelloClient,
     Items,
     Message,
-    Outcome,
     Query,
     Refused,
     Reply,
@@ -46,6 +45,7 @@ from districomp.messages import (
     Welcome,
 )
 from districomp.model import CANCELLED, DONE, FAILED, QUEUED, Item, Payload
+from districomp.outcome import Outcome
 
 BOUND_S = 20.0
 """How long the lab waits for anything before a test has failed."""

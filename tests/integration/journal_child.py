@@ -12,7 +12,7 @@ from pathlib import Path
 from dcoord.core.records import JobRecord, OutcomeRecord, Record
 from dcoord.journal import PROBE_BYTES, Journal
 from districomp.errors import JournalError
-from districomp.messages import Outcome
+from districomp.outcome import Outcome
 
 TASKS = 10_000_000
 JOBS = 2

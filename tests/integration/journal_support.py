@@ -22,8 +22,8 @@ from dcoord.core.records import (
     ResumeRecord,
     WorkerRecord,
 )
-from districomp.messages import Outcome
 from districomp.model import CANCELLED, DONE, FAILED, QUEUED, Blob, File, Item, Payload
+from districomp.outcome import Outcome
 
 TEXTS = st.text(max_size=6)
 TIMES = st.floats(0, 2e9)

@@ -25,8 +25,9 @@ from districomp.errors import (
     UnreachableError,
     UsageError,
 )
-from districomp.messages import BATCH_BYTES, Goodbye, HelloClient, Items, Outcome, Query, Results, Submit, Watch
+from districomp.messages import BATCH_BYTES, Goodbye, HelloClient, Items, Query, Results, Submit, Watch
 from districomp.model import CANCELLED, DONE, FAILED, QUEUED, SKIPPED, File
+from districomp.outcome import Outcome
 from tests.integration.clientlab import DataPort, Lab, in_background, running
 
 

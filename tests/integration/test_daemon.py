@@ -25,7 +25,6 @@ from districomp.messages import (
     HelloWorker,
     Inventory,
     Machine,
-    Outcome,
     Refused,
     Reply,
     ResultRows,
@@ -35,6 +34,7 @@ from districomp.messages import (
     Watch,
 )
 from districomp.model import Blob
+from districomp.outcome import Outcome
 from tests.integration.daemonlab import Lab, Peer, lab
 
 __all__ = ["lab"]

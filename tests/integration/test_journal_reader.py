@@ -10,8 +10,8 @@ import pytest
 from dcoord.core.records import OutcomeRecord, PayloadRecord, Record
 from dcoord.journal import Journal, NotDoneError, Reader
 from districomp.errors import JournalError
-from districomp.messages import Outcome
 from districomp.model import CANCELLED, FAILED, QUEUED
+from districomp.outcome import Outcome
 
 from .journal_support import job, outcome, serials, statements_of
 

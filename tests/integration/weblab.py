@@ -31,7 +31,6 @@ from districomp.messages import (
     HelloClient,
     HelloWeb,
     Items,
-    Outcome,
     Query,
     Refused,
     Reply,
@@ -39,6 +38,7 @@ from districomp.messages import (
     Welcome,
 )
 from districomp.model import DONE, FAILED, Item, Payload
+from districomp.outcome import Outcome
 from districomp.stream import Connection
 
 WAIT_S = 15.0

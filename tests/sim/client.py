@@ -13,7 +13,6 @@ from districomp.messages import (
     Goodbye,
     HelloClient,
     Message,
-    Outcome,
     Refused,
     Reply,
     ResultRows,
@@ -21,6 +20,7 @@ from districomp.messages import (
     Welcome,
 )
 from districomp.model import DONE, QUEUED
+from districomp.outcome import Outcome
 from tests.sim.network import End
 from tests.sim.oracle import promise
 from tests.sim.stage import Stage

@@ -10,7 +10,6 @@ import msgspec
 
 from dcoord.core.core import Core
 from dcoord.core.records import DefinitionRecord, JobEndRecord, JobRecord, OutcomeRecord, Record, WorkerRecord
-from districomp.messages import Outcome
 from districomp.model import (
     CANCELLED,
     DONE,
@@ -22,6 +21,7 @@ from districomp.model import (
     Item,
     Payload,
 )
+from districomp.outcome import Outcome
 from districomp.taskdef import Definition, decode_definition
 from tests.sim.journal import Journal
 from tests.sim.profiles import Fate

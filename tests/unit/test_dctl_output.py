@@ -14,8 +14,8 @@ from dctl.progress import summary
 from dctl.results import document
 from districomp.client_results import TaskRecord, TaskResult, ended_tasks, in_task_order
 from districomp.documents import Counts, JobDocument
-from districomp.messages import Outcome
 from districomp.model import CANCELLED, DONE, FAILED, QUEUED, Blob
+from districomp.outcome import Outcome
 
 
 class Terminal(io.StringIO):

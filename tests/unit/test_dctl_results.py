@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from districomp.client_results import Ledger, Requeued, TaskRecord, in_task_order, stderr_of
-from districomp.messages import Outcome
 from districomp.model import CANCELLED, DONE, FAILED, QUEUED, SKIPPED
+from districomp.outcome import Outcome
 
 TASKS = 6
 

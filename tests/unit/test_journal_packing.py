@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from dcoord import journal_rows as rows_of
 from dcoord.core.records import Head, JobRecord, OutcomeRecord
-from districomp.messages import Outcome
 from districomp.model import CANCELLED, DONE, FAILED, QUEUED, REASONS, Blob
+from districomp.outcome import Outcome
 
 INDEX_MAX = rows_of.LOW_MASK
 INDEXES = st.integers(0, INDEX_MAX) | st.integers(0, 40)

@@ -13,8 +13,9 @@ from dcoord.core.job import Job
 from dcoord.core.records import ResumeRecord
 from dcoord.core.reports import write_outcome
 from dcoord.core.task import Lease
-from districomp.messages import Cancel, Outcome, Refused, Retry, Stop
+from districomp.messages import Cancel, Refused, Retry, Stop
 from districomp.model import CANCELLED, FAILED, QUEUED, RUNNING, SKIPPED
+from districomp.outcome import Outcome
 
 if TYPE_CHECKING:
     from dcoord.core.core import Core

@@ -126,7 +126,7 @@ class Core:
                 self.definitions = event.definitions
             elif isinstance(event, SpaceLeft):
                 self.free_bytes = event.free_bytes
-            else:
+            elif isinstance(event, Degraded):
                 self._on_degraded(event)
         for peer, serials in self._acks.items():
             self.effects.append(Send(peer, Ack(serials)))

@@ -38,3 +38,26 @@ class ReadJob(Effect):
     peer: int
     request: int
     failed_only: bool
+
+
+class Sign(Effect):
+    """Issue a certificate for the key of `csr` and send it to a connection as Enrolled; that connection is `identity` then."""
+
+    peer: int
+    request: int
+    csr: bytes
+    role: str
+    identity: str
+    name: str
+
+
+class Rotate(Effect):
+    """Make a new authority, the old one good for `overlap_s` more; answered by the event AuthoritiesChanged."""
+
+    peer: int
+    request: int
+    overlap_s: float
+
+
+class RefusedChanged(Effect):
+    """The identities that are refused have changed (`trust.refused`): dcoord-web must know."""

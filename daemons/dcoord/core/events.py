@@ -4,6 +4,7 @@ import msgspec
 
 from dcoord.core.effects import ReadJob
 from dcoord.core.records import RestoredJob
+from dcoord.core.rights import Principal
 from districomp.messages import AnyMessage
 from districomp.model import Item
 from districomp.taskdef import Definition
@@ -16,7 +17,9 @@ class Event(msgspec.Struct, gc=False):
 class Received(Event):
     """A peer's message. `peer` numbers a connection and is never reused; `address` is where it is, for people.
 
-    `fault` (code, text): the driver found that the request cannot be met (a blob is missing); it is refused so.
+    `fault` (code, text): the driver found that the request cannot be met (a blob is missing, a key is none); it is
+    refused so. `principal`: who the peer has proved to be; with a greeting, and with Enrol.
+    `entropy`: 16 random bytes, with CreateToken, Enrol and OpenEnrolment. `spki`: the public key (DER) of a checked CSR.
     """
 
     peer: int
@@ -24,6 +27,9 @@ class Received(Event):
     at: float
     address: str = ""
     fault: tuple[str, str] | None = None
+    principal: Principal | None = None
+    entropy: bytes = b""
+    spki: bytes = b""
 
 
 class Gone(Event):
@@ -60,10 +66,21 @@ class Degraded(Event):
     reason: str
 
 
+class AuthoritiesChanged(Event):
+    """The authorities (DER) that the coordinator is known by, the newest first, each with its end (Unix seconds).
+
+    `rotated`: (peer, request) of the RotateAuthority that this carries out.
+    """
+
+    authorities: list[bytes]
+    until: list[float]
+    rotated: tuple[int, int] | None = None
+
+
 class SpaceLeft(Event):
     """How many bytes the journal's file system still takes."""
 
     free_bytes: int
 
 
-Events = Received | Gone | PayloadRead | JobRead | DefinitionsChanged | Degraded | SpaceLeft
+Events = Received | Gone | PayloadRead | JobRead | DefinitionsChanged | Degraded | AuthoritiesChanged | SpaceLeft

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from dcoord.core.payload import Payloads
 from dcoord.core.records import Head, JobRecord, RestoredJob
 from dcoord.core.task import LEGAL, Tries
-from districomp.messages import Outcome
 from districomp.model import CANCELLED, DONE, FAILED, QUEUED, RUNNING, SKIPPED
+from districomp.outcome import Outcome
 from districomp.taskdef import Definition
 
 # An ended job costs no arrays of its own; nobody writes to these.

@@ -13,8 +13,9 @@ from dcoord.core.records import WorkerRecord
 from dcoord.core.reports import end_attempts, write_outcome
 from dcoord.core.task import Lease
 from districomp.errors import RemoteProtocolError
-from districomp.messages import PROTOCOL_VERSION, Ask, Has, HelloWorker, Inventory, Outcome, Stop
+from districomp.messages import PROTOCOL_VERSION, Ask, Has, HelloWorker, Inventory, Stop
 from districomp.model import FAILED, QUEUED, RUNNING
+from districomp.outcome import Outcome
 from districomp.taskdef import Requires
 
 if TYPE_CHECKING:

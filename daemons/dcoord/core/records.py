@@ -8,8 +8,8 @@ from typing import Any
 
 import msgspec
 
-from districomp.messages import Outcome
 from districomp.model import Item
+from districomp.outcome import Outcome
 
 
 class Record(msgspec.Struct, gc=False):
@@ -93,6 +93,37 @@ class WorkerRecord(Record):
     at: float
 
 
+class TokenRecord(Record):
+    """A join token as it is now. `hash`: SHA-256 of its secret; `id`: the first 8 hex digits of that."""
+
+    id: str
+    hash: bytes
+    role: str
+    created: float
+    expires: float
+    uses_left: int | None
+    used: int
+    labels: list[str]
+    revoked: bool = False
+
+
+class IdentityRecord(Record):
+    """A certificate's holder as it is now. `token`: the id of the token it came with, '' (a person or the local socket).
+
+    `expires`: the end of its newest certificate. `removed`: forgotten by people, refused for good.
+    """
+
+    id: str
+    role: str
+    name: str
+    token: str
+    labels: list[str]
+    since: float
+    expires: float
+    revoked: bool = False
+    removed: bool = False
+
+
 Records = (
     DefinitionRecord
     | PayloadRecord
@@ -102,6 +133,8 @@ Records = (
     | OutcomeRecord
     | JobEndRecord
     | WorkerRecord
+    | TokenRecord
+    | IdentityRecord
 )
 
 
@@ -136,3 +169,5 @@ class Restored(msgspec.Struct):
     jobs: list[RestoredJob]
     workers: list[WorkerRecord]
     last_job: int
+    tokens: list[TokenRecord] = []
+    identities: list[IdentityRecord] = []

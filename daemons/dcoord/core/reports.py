@@ -13,8 +13,9 @@ from dcoord.core.job import Job
 from dcoord.core.records import OutcomeRecord
 from dcoord.core.task import Lease, Tries, final_reason, retry_delay_s
 from districomp.errors import RemoteProtocolError
-from districomp.messages import Outcome, Reports, Returned, Started
+from districomp.messages import Reports, Returned, Started
 from districomp.model import DONE, FAILED, QUEUED, REASONS, RUNNING
+from districomp.outcome import Outcome
 
 if TYPE_CHECKING:
     from dcoord.core.core import Core
