@@ -21,7 +21,11 @@ from districomp.units import parse_duration
 from districomp.yamlfile import Document, YamlError
 from districomp.yamltree import FILE_BYTES_MAX
 
-DEFAULT_ADDRESS: Final = "127.0.0.1"
+LOOPBACK: Final = "127.0.0.1"
+EVERYWHERE: Final = "::"
+"""Every interface, IPv4 and IPv6: what is listened on unless the configuration says otherwise."""
+CERTIFICATE_S_MIN: Final = 10.0
+CERTIFICATE_S_MAX: Final = 3650 * 86400.0
 CONTROL_PORT: Final = 8420
 WEB_PORT: Final = 8421
 DATA_PORT: Final = 8422
@@ -32,6 +36,7 @@ LIVE_AS_SHIPPED: Final = frozenset(("shell", "callable"))
 """Shipped definitions that are live without being copied; the others are examples."""
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_HOST: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?")
 _SYSTEM_CONFIG: Final = Path("/etc/districomp")
 
 C = TypeVar("C")
@@ -105,16 +110,19 @@ class Paths(msgspec.Struct, frozen=True):
 
 
 class Listen(msgspec.Struct, frozen=True):
-    """The control port. Port 0: the system chooses."""
+    """The control port. Port 0: the system chooses. No address: every interface, loopback alone if `insecure`."""
 
-    address: str = DEFAULT_ADDRESS
+    address: str = ""
     port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = CONTROL_PORT
 
 
 class Web(msgspec.Struct, frozen=True):
-    """The plain HTTP port. `public: false` closes the page; `hosts`: names it may be asked by, beside its address."""
+    """The plain HTTP port. `public: false` closes the page; `hosts`: names it may be asked by, beside its address.
 
-    address: str = DEFAULT_ADDRESS
+    No address here and for Data: the control port's.
+    """
+
+    address: str = ""
     port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = WEB_PORT
     public: bool = True
     hosts: list[str] = []
@@ -124,7 +132,7 @@ class Web(msgspec.Struct, frozen=True):
 class Data(msgspec.Struct, frozen=True):
     """The data port."""
 
-    address: str = DEFAULT_ADDRESS
+    address: str = ""
     port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = DATA_PORT
 
 
@@ -141,6 +149,13 @@ class Discovery(msgspec.Struct, frozen=True):
 
 
 Lease = Annotated[float, msgspec.Meta(extra={"parse": parse_duration, "what": "a duration such as 15s"})]
+Lifetime = Annotated[float, msgspec.Meta(extra={"parse": parse_duration, "what": "a duration such as 30d"})]
+
+
+class Certificates(msgspec.Struct, frozen=True):
+    """How long those of workers and clients are good; they are renewed at two thirds of it."""
+
+    lifetime_s: Lifetime = msgspec.field(name="lifetime", default=30 * 86400.0)
 
 
 class CoordinatorConfig(msgspec.Struct, frozen=True):
@@ -154,6 +169,7 @@ class CoordinatorConfig(msgspec.Struct, frozen=True):
     lease_s: Lease = msgspec.field(name="lease", default=15.0)
     advertise: bool = True
     discovery: Discovery = Discovery()
+    certificates: Certificates = Certificates()
     insecure: bool = False
     insecure_network: bool = False
 
@@ -169,6 +185,8 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     labels: list[str] = []
     resources: dict[str, int] = {}
     discovery: Discovery = Discovery()
+    insecure: bool = False
+    insecure_network: bool = False
 
 
 def load_coordinator(path: Path | None, paths: Paths) -> CoordinatorConfig:
@@ -180,14 +198,11 @@ def parse_coordinator_file(data: bytes, file: str, paths: Paths) -> CoordinatorC
     """The settings in the bytes of a `dcoord.yaml`. ConfigError with every fault."""
     document, config = _convert(data, file, CoordinatorConfig)
     _check_name(document, "name", config.name)
-    for key, address in (
-        ("listen", config.listen.address),
-        ("web", config.web.address),
-        ("data", config.data.address),
-    ):
-        _check(document, (key, "address"), check_loopback, address)
+    addresses = _addresses(document, config)
     if not LEASE_S_MIN <= config.lease_s <= LEASE_S_MAX:
         document.problem(("lease",), f"must be from {LEASE_S_MIN * 1000:.0f}ms to {LEASE_S_MAX / 3600:.0f}h")
+    if not CERTIFICATE_S_MIN <= config.certificates.lifetime_s <= CERTIFICATE_S_MAX:
+        document.problem(("certificates", "lifetime"), "must be from 10s to 3650d")
     if config.journal.path != Path() and not config.journal.path.is_absolute():
         document.problem(("journal", "path"), "must be an absolute path; it begins with /")
     _check_interfaces(document, config.discovery)
@@ -196,10 +211,9 @@ def parse_coordinator_file(data: bytes, file: str, paths: Paths) -> CoordinatorC
     return replace(
         config,
         name=config.name or default_name(),
-        # As an address proper, for a socket's sake: localhost may be two.
-        listen=replace(config.listen, address=check_loopback(config.listen.address)),
-        web=replace(config.web, address=check_loopback(config.web.address)),
-        data=replace(config.data, address=check_loopback(config.data.address)),
+        listen=replace(config.listen, address=addresses[0]),
+        web=replace(config.web, address=addresses[1]),
+        data=replace(config.data, address=addresses[2]),
         journal=journal,
     )
 
@@ -235,9 +249,19 @@ def parse_worker_file(data: bytes, file: str, environ: Mapping[str, str]) -> Wor
         except ConfigError as error:
             raise ConfigError(f"DISTRICOMP_COORDINATOR: {error}") from None
         config = replace(config, coordinator=coordinator)
+    check_insecure(config)
     if token_file := environ.get("DISTRICOMP_TOKEN_FILE"):
         config = replace(config, token_file=Path(token_file))
     return replace(config, name=config.name or default_name())
+
+
+def check_insecure(config: WorkerConfig) -> None:
+    """ConfigError if an insecure worker would leave its machine without having been told to."""
+    if config.insecure and not config.insecure_network and config.coordinator:
+        try:
+            check_loopback(parse_coordinator(config.coordinator)[0])
+        except ConfigError as error:
+            raise ConfigError(f"coordinator: {error}") from None
 
 
 def default_name() -> str:
@@ -246,28 +270,40 @@ def default_name() -> str:
     return host or "districomp"
 
 
+def check_address(address: str) -> str:
+    """An IP address, normalised, for a socket's sake: localhost may be two. ConfigError."""
+    try:
+        return str(ipaddress.ip_address(LOOPBACK if address == "localhost" else address.strip("[]")))
+    except ValueError:
+        raise ConfigError(
+            f"{address!r} is not an IP address; write for example 192.168.1.10, 127.0.0.1 or ::"
+        ) from None
+
+
 def check_loopback(address: str) -> str:
     """The address, normalised, if it is one of this machine alone. ConfigError says why any other is refused."""
-    try:
-        parsed = ipaddress.ip_address("127.0.0.1" if address == "localhost" else address.strip("[]"))
-    except ValueError:
-        raise ConfigError(f"{address!r} is not an IP address; write 127.0.0.1 or ::1") from None
+    parsed = ipaddress.ip_address(check_address(address))
     if not parsed.is_loopback or getattr(parsed, "ipv4_mapped", None) is not None:
         raise ConfigError(
-            f"{address} is reachable by other machines, and connections are neither encrypted nor authenticated "
-            f"in this version, so anyone there could run programs here; use 127.0.0.1 or ::1"
+            f"{address} is reachable by other machines, and with `insecure: true` connections are neither encrypted nor "
+            "authenticated, so anyone there could run programs here; use 127.0.0.1 or ::1, or remove `insecure`"
         )
     return str(parsed)
 
 
 def parse_coordinator(text: str) -> tuple[str, int]:
-    """(address, port) of `HOST:PORT`, `[::1]:PORT` or `HOST`. ConfigError as `check_loopback`."""
+    """(host, port) of `HOST:PORT`, `[::1]:PORT` or `HOST`; a host is an address or a name. ConfigError."""
     host, colon, port_text = text.rpartition(":")
     if not colon or (":" in host and not host.endswith("]")):
         host, port_text = text, str(CONTROL_PORT)
     if not (port_text.isascii() and port_text.isdigit() and 0 < int(port_text[:9]) < 65536):
         raise ConfigError(f"{text!r} is not HOST:PORT; write for example 127.0.0.1:{CONTROL_PORT}")
-    return check_loopback(host), int(port_text)
+    host = LOOPBACK if host == "localhost" else host.strip("[]")
+    if not _HOST.fullmatch(host) and not _is_address(host):
+        raise ConfigError(
+            f"{host!r} is neither a machine's name nor an address; write for example 192.168.1.10:{CONTROL_PORT}"
+        )
+    return host, int(port_text)
 
 
 def shipped_tasks() -> Path:
@@ -280,6 +316,28 @@ def shipped_tasks() -> Path:
     prefixes = [Path(sysconfig.get_path("data")), Path(sysconfig.get_path("data", user)), packages]
     folders = [prefix / "share" / "districomp" / "tasks" for prefix in prefixes]
     return next((folder for folder in folders if folder.is_dir()), folders[0])
+
+
+def _is_address(text: str) -> bool:
+    # A link-local address may name its interface: fe80::1%eth0.
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _addresses(document: Document, config: CoordinatorConfig) -> list[str]:
+    """Where the control, web and data ports listen, checked."""
+    chosen = config.listen.address or (LOOPBACK if config.insecure else EVERYWHERE)
+    check = check_loopback if config.insecure and not config.insecure_network else check_address
+    found = []
+    for key, own in (("listen", chosen), ("web", config.web.address), ("data", config.data.address)):
+        try:
+            found.append(check(own or chosen))
+        except ConfigError as error:
+            document.problem((key, "address"), str(error))
+    return found if len(found) == 3 else [LOOPBACK] * 3
 
 
 def _folder(environ: Mapping[str, str], variable: str, default: Path) -> Path:
