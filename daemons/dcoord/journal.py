@@ -41,6 +41,8 @@ _PRAGMAS: Final = (
     f"wal_autocheckpoint = {CHECKPOINT_PAGES}",
     f"journal_size_limit = {LOG_BYTES_KEPT}",
 )
+_SCHEMAS: Final = ("schema.sql", "schema_2.sql")
+"""Version N of the tables is what the first N of these make."""
 _PADDING: Final = (None,) * journal_rows.COLUMNS
 
 
@@ -103,6 +105,13 @@ class Journal:
             with journal_read.reading(self._connection, self._path, "reading"):
                 return self._restored()
 
+    def set_cluster(self, cluster: str) -> None:
+        """Remember the cluster's id: that of its authority, once there is one; JournalError if it cannot be written."""
+        if cluster != self._cluster:
+            with reported(self._path, "writing"):
+                self._connection.execute("UPDATE meta SET value = ? WHERE name = 'cluster'", (cluster,))
+            self._cluster = cluster
+
     def rows(self, job: int, after: int, bytes_max: int) -> tuple[list[bytes], int]:
         """A job's packed outcomes with serial > `after`, in order, and the last serial given (`after` if none).
 
@@ -143,29 +152,32 @@ class Journal:
         connection.set_busy_timeout(journal_read.BUSY_MS)
         tables = query(connection, "SELECT count(*) FROM sqlite_schema")[0][0]
         is_new = tables == 0 and connection.pragma("application_id") == 0 and connection.pragma("user_version") == 0
-        if not is_new:
-            journal_read.check_version(connection, self._path)
+        version = 0 if is_new else journal_read.check_version(connection, self._path, journal_read.VERSION_OLDEST)
         mode = connection.pragma("journal_mode", "wal")
         if mode != "wal":
             raise JournalError(f"{self._path}: this file system cannot keep a write-ahead log; use a local one")
         for pragma in _PRAGMAS:
             query(connection, f"PRAGMA {pragma}")
         with self._transaction():
-            if is_new:
-                self._make_tables()
+            self._make_tables(version)
             meta = dict(
                 query(connection, "UPDATE meta SET value = value + 1 WHERE name = 'epoch' RETURNING name, value")
                 + query(connection, "SELECT name, value FROM meta WHERE name = 'cluster'")
             )
         self._epoch, self._cluster = meta["epoch"], meta["cluster"]
 
-    def _make_tables(self) -> None:
-        schema = resources.files("dcoord").joinpath("schema.sql").read_text(encoding="utf-8")
-        cluster = base64.b32encode(secrets.token_bytes(16)).decode("ascii").rstrip("=").lower()
-        self._connection.execute(schema)
-        self._connection.execute("INSERT INTO meta VALUES ('cluster', ?), ('epoch', 0), ('last_job', 0)", (cluster,))
-        self._connection.execute(f"PRAGMA application_id = {journal_read.APPLICATION_ID}")
-        self._connection.execute(f"PRAGMA user_version = {journal_read.VERSION}")
+    def _make_tables(self, version: int) -> None:
+        """Make what the tables of this version (0: an empty file) lack."""
+        for schema in _SCHEMAS[version:]:
+            self._connection.execute(resources.files("dcoord").joinpath(schema).read_text(encoding="utf-8"))
+        if version == 0:
+            cluster = base64.b32encode(secrets.token_bytes(16)).decode("ascii").rstrip("=").lower()
+            self._connection.execute(
+                "INSERT INTO meta VALUES ('cluster', ?), ('epoch', 0), ('last_job', 0)", (cluster,)
+            )
+            self._connection.execute(f"PRAGMA application_id = {journal_read.APPLICATION_ID}")
+        if version < journal_read.VERSION:
+            self._connection.execute(f"PRAGMA user_version = {journal_read.VERSION}")
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -225,6 +237,8 @@ class Journal:
             jobs=jobs,
             workers=[WorkerRecord(worker, name, True, at) for worker, name, at in workers],
             last_job=highest[0][0],
+            tokens=journal_read.select_tokens(connection),
+            identities=journal_read.select_identities(connection),
         )
 
 

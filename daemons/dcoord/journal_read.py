@@ -15,15 +15,17 @@ import apsw
 import msgspec
 
 from dcoord import journal_rows as rows_of
-from dcoord.core.records import Head, RestoredJob
+from dcoord.core.records import Head, IdentityRecord, RestoredJob, TokenRecord
 from districomp.errors import JournalError
 from districomp.model import DONE, QUEUED, STATE_NAMES, Item, Payload
 from districomp.outcome import Outcome
 
 APPLICATION_ID: Final = 0x64636D70
 """'dcmp' in the file's header: PRAGMA application_id."""
-VERSION: Final = 1
-"""PRAGMA user_version: the tables of `schema.sql`."""
+VERSION: Final = 2
+"""PRAGMA user_version: the tables of `schema.sql` and of what was added since."""
+VERSION_OLDEST: Final = 1
+"""What a coordinator makes a file of this version from."""
 BUSY_MS: Final = 5000
 """How long a connection waits for another one's lock; held only for moments (recovery, checkpoint)."""
 
@@ -85,17 +87,34 @@ def reported(path: Path, doing: str) -> Iterator[None]:
         raise JournalError(f"{path} is damaged, {doing} failed: an entry cannot be read: {error}") from error
 
 
-def check_version(connection: apsw.Connection, path: Path) -> None:
-    """Refuse a file that is not a journal of this version: JournalError with what to do."""
+def check_version(connection: apsw.Connection, path: Path, oldest: int = VERSION) -> int:
+    """The version of a journal; JournalError with what to do for any other file, or a version that is not `oldest` to ours."""
     application = connection.pragma("application_id")
     if application != APPLICATION_ID:
         raise JournalError(f"{path} is not a journal of dcoord; move it away or set another state folder")
     version = connection.pragma("user_version")
-    if version != VERSION:
+    if 0 < version < oldest:
+        raise JournalError(f"{path} has version {version} of the journal; start this dcoord, which makes it {VERSION}")
+    if version not in range(oldest, VERSION + 1):
         raise JournalError(
             f"{path} has version {version} of the journal, this dcoord reads version {VERSION}; "
             f"install the dcoord that wrote it, or a newer one"
         )
+    return int(version)
+
+
+def select_tokens(connection: apsw.Connection) -> list[TokenRecord]:
+    """All join tokens, the oldest first."""
+    columns = "id, hash, role, created, expires, uses_left, used, labels, revoked"
+    found = query(connection, f"SELECT {columns} FROM tokens ORDER BY created, id")
+    return [rows_of.unpack_token(columns) for columns in found]
+
+
+def select_identities(connection: apsw.Connection) -> list[IdentityRecord]:
+    """All holders of certificates, the oldest first."""
+    columns = "id, role, name, token, labels, since, expires, revoked, removed"
+    found = query(connection, f"SELECT {columns} FROM identities ORDER BY since, id")
+    return [rows_of.unpack_identity(columns) for columns in found]
 
 
 def select_rows(connection: apsw.Connection, job: int, after: int, bytes_max: int) -> tuple[list[bytes], int]:

@@ -1,7 +1,7 @@
 """How a record looks as a row of the journal, and back. Owns the packing; must not know SQL, files or connections.
 
-A row is (kind, a ... k), the columns of the view `batch` in `schema.sql`, whose triggers say what
-each kind's columns are. What a restart must read of an outcome (its head) is apart from the rest (its body).
+A row is (kind, a ... k), the columns of the view `batch` in `schema.sql`, whose triggers (there
+and in the schemas that follow) say what each kind's columns are. What a restart must read of an outcome (its head) is apart from the rest (its body).
 """
 
 import sys
@@ -16,12 +16,14 @@ from dcoord.core.records import (
     DropRecord,
     FrontierRecord,
     Head,
+    IdentityRecord,
     JobEndRecord,
     JobRecord,
     OutcomeRecord,
     PayloadRecord,
     Record,
     ResumeRecord,
+    TokenRecord,
     WorkerRecord,
 )
 from districomp.model import DONE, Item
@@ -47,6 +49,7 @@ _details = msgspec.msgpack.Decoder(
     tuple[dict[str, Any], tuple[int, int] | None, int | None, list[tuple[str, list[Any]]]]
 )
 _counts = msgspec.msgpack.Decoder(list[int])
+_labels = msgspec.msgpack.Decoder(list[str])
 
 
 def key(job: int, low: int) -> int:
@@ -208,6 +211,48 @@ def _worker_row(record: WorkerRecord) -> Row:
     return _padded(8 if record.present else 9, record.worker, record.name, record.at)
 
 
+def _token_row(record: TokenRecord) -> Row:
+    return _padded(
+        11,
+        record.id,
+        record.hash,
+        record.role,
+        record.created,
+        record.expires,
+        record.uses_left,
+        record.used,
+        _encoder.encode(record.labels),
+        record.revoked,
+    )
+
+
+def unpack_token(columns: tuple[Any, ...]) -> TokenRecord:
+    """A row of the table `tokens`."""
+    *kept, labels, revoked = columns
+    return TokenRecord(*kept, _labels.decode(labels), bool(revoked))
+
+
+def _identity_row(record: IdentityRecord) -> Row:
+    return _padded(
+        12,
+        record.id,
+        record.role,
+        record.name,
+        record.token,
+        _encoder.encode(record.labels),
+        record.since,
+        record.expires,
+        record.revoked,
+        record.removed,
+    )
+
+
+def unpack_identity(columns: tuple[Any, ...]) -> IdentityRecord:
+    """A row of the table `identities`."""
+    *kept, labels, since, expires, revoked, removed = columns
+    return IdentityRecord(*kept, _labels.decode(labels), since, expires, bool(revoked), bool(removed))
+
+
 def _padded(*values: Value) -> Row:
     return values + (None,) * (COLUMNS - len(values))
 
@@ -222,6 +267,8 @@ _ROWS: Final[dict[type[Record], Callable[[Any], Row]]] = {
     JobEndRecord: _end_row,
     ResumeRecord: _resume_row,
     WorkerRecord: _worker_row,
+    TokenRecord: _token_row,
+    IdentityRecord: _identity_row,
 }
 
 

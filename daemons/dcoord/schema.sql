@@ -1,4 +1,5 @@
--- The journal's tables, version 1 (PRAGMA user_version). Read by journal.py alone.
+-- The journal's tables, version 1 (PRAGMA user_version): never changed, `schema_2.sql` and so on add to it, for
+-- new files and old ones alike. Read by journal.py alone.
 --
 -- Numbers packed into one rowid, so that a large blob needs one b-tree and no separate index:
 --   payloads.key = job << 32 | first index          outcomes.key = job << 32 | serial

@@ -13,6 +13,7 @@ from dcoord.core.records import (
     DropRecord,
     FrontierRecord,
     Head,
+    IdentityRecord,
     JobEndRecord,
     JobRecord,
     OutcomeRecord,
@@ -20,6 +21,7 @@ from dcoord.core.records import (
     Record,
     RestoredJob,
     ResumeRecord,
+    TokenRecord,
     WorkerRecord,
 )
 from districomp.model import CANCELLED, DONE, FAILED, QUEUED, Blob, File, Item, Payload
@@ -31,6 +33,31 @@ PAYLOADS: st.SearchStrategy[Payload] = st.binary(max_size=40) | st.builds(
     Blob, sha256=st.binary(min_size=32, max_size=32), size=st.integers(65_537, 2**40)
 )
 ITEMS: st.SearchStrategy[Item] = PAYLOADS | st.builds(File, path=TEXTS, content=PAYLOADS)
+LABELS = st.lists(TEXTS, max_size=2)
+TOKENS = st.builds(
+    TokenRecord,
+    id=st.sampled_from(["0a1b2c3d", "ffffffff"]),
+    hash=st.binary(min_size=32, max_size=32),
+    role=st.sampled_from(["worker", "admin"]),
+    created=TIMES,
+    expires=TIMES | st.just(float("inf")),
+    uses_left=st.none() | st.integers(0, 2**40),
+    used=st.integers(0, 2**40),
+    labels=LABELS,
+    revoked=st.booleans(),
+)
+IDENTITIES = st.builds(
+    IdentityRecord,
+    id=st.sampled_from(["w1", "w2", "person"]),
+    role=st.sampled_from(["worker", "submit"]),
+    name=TEXTS,
+    token=st.sampled_from(["0a1b2c3d", ""]),
+    labels=LABELS,
+    since=TIMES,
+    expires=TIMES,
+    revoked=st.booleans(),
+    removed=st.booleans(),
+)
 STATES = st.sampled_from([QUEUED, DONE, FAILED, CANCELLED])
 
 
@@ -66,6 +93,8 @@ class Model(msgspec.Struct):
     items: dict[int, list[Item]] = {}
     outcomes: dict[int, list[Outcome]] = {}
     workers: dict[str, WorkerRecord] = {}
+    tokens: dict[str, TokenRecord] = {}
+    identities: dict[str, IdentityRecord] = {}
     last_job: int = 0
 
     def remember(self, record: Record) -> None:
@@ -96,6 +125,10 @@ class Model(msgspec.Struct):
                 self.workers.pop(record.worker, None)
                 if record.present:
                     self.workers[record.worker] = record
+            case TokenRecord():
+                self.tokens[record.id] = record
+            case IdentityRecord():
+                self.identities[record.id] = record
 
     def restored_jobs(self, chunks: dict[int, list[int]], with_heads: bool) -> list[RestoredJob]:
         """The jobs as a restart must find them; `chunks`: where each job's chunks begin."""
@@ -145,7 +178,7 @@ def histories(draw: st.DrawFn) -> tuple[list[list[Record]], dict[int, list[int]]
     serials: dict[int, int] = {}
     ended: list[int] = []
     number = 0
-    steps = draw(st.permutations("jjjpdffoooosseeewwwrr"))  # not a list of drawn length: those are mostly short
+    steps = draw(st.permutations("jjjpdffoooosseeewwwrrtttiii"))  # not a list of drawn length: those are mostly short
     for step in "jj" + "".join(steps):
         job = draw(st.sampled_from(sorted(open_jobs))) if open_jobs else None
         if step in "jp":
@@ -159,6 +192,8 @@ def histories(draw: st.DrawFn) -> tuple[list[list[Record]], dict[int, list[int]]
             records += [PayloadRecord(number, 0, draw(st.lists(ITEMS, min_size=1, max_size=3))), DropRecord(number)]
         elif step == "w":
             records.append(WorkerRecord(draw(st.sampled_from("xyz")), draw(TEXTS), draw(st.booleans()), draw(TIMES)))
+        elif step in "ti":
+            records.append(draw(TOKENS if step == "t" else IDENTITIES))
         elif step == "r" and ended:
             again = ended.pop()
             serials[again] += 1

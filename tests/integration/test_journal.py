@@ -20,10 +20,12 @@ from dcoord.core.records import (
     DefinitionRecord,
     DropRecord,
     FrontierRecord,
+    IdentityRecord,
     JobEndRecord,
     OutcomeRecord,
     PayloadRecord,
     Record,
+    TokenRecord,
 )
 from dcoord.journal import Journal, NotDoneError, Reader, UnknownTaskError, pack_outcome
 from districomp.errors import JournalError
@@ -78,6 +80,8 @@ def check_restored(journal: Journal, model: Model, chunks: dict[int, list[int]],
     assert restored.jobs == model.restored_jobs(chunks, with_heads=True)
     assert restored.definitions == model.used_definitions()
     assert restored.workers == sorted(model.workers.values(), key=lambda record: record.worker)
+    assert restored.tokens == sorted(model.tokens.values(), key=lambda record: (record.created, record.id))
+    assert restored.identities == sorted(model.identities.values(), key=lambda record: (record.since, record.id))
     assert restored.last_job == model.last_job
 
 
@@ -135,6 +139,17 @@ def test_the_epoch_grows_and_the_cluster_stays(path: Path) -> None:
     assert re.fullmatch("[a-z2-7]{26}", cluster)
 
 
+def test_the_cluster_is_what_it_was_last_set_to(path: Path) -> None:
+    journal = Journal.open(path)
+    made_up = journal.restore().cluster
+    journal.set_cluster("a" * 26)
+    assert journal.restore().cluster == "a" * 26 != made_up
+    journal.close()
+    again = Journal.open(path)
+    assert again.restore().cluster == "a" * 26
+    again.close()
+
+
 def test_a_job_number_of_a_dropped_or_unfinished_submission_is_not_used_again(path: Path) -> None:
     journal = Journal.open(path)
     journal.commit([job(3), PayloadRecord(8, 0, [b"x"]), DropRecord(8)])
@@ -172,6 +187,16 @@ def test_a_batch_is_one_statement_however_many_jobs_it_has(journal: Journal) -> 
     assert len(statements) == 2 + -(-400 * 5 // journal_module.STATEMENT_ROWS_MAX)
     journal._connection.exec_trace = None
     assert len(journal.restore().jobs) == 500
+
+
+def test_who_belongs_to_the_cluster_costs_no_statement_more(journal: Journal) -> None:
+    statements = statements_of(journal._connection)
+    tokens = [TokenRecord(f"t{n}", b"h" * 32, "worker", 1.0, 2.0, None, n, []) for n in range(100)]
+    identities = [IdentityRecord(f"w{n}", "worker", "oak", "t1", ["lab"], 1.0, 2.0) for n in range(100)]
+    journal.commit([job(1), *tokens, *identities, *tokens])
+    assert len(statements) == 1
+    journal._connection.exec_trace = None
+    assert len(journal.restore().tokens) == len(journal.restore().identities) == 100
 
 
 def whole_job(number: int) -> list[Record]:
@@ -329,7 +354,7 @@ def write_torn(path: Path) -> None:
     [
         (write_text, "is not a journal of dcoord; move it away"),
         (write_foreign, "is not a journal of dcoord; move it away"),
-        (write_newer, "has version 7 of the journal, this dcoord reads version 1; install"),
+        (write_newer, "has version 7 of the journal, this dcoord reads version 2; install"),
         (write_torn, "is damaged"),
     ],
 )

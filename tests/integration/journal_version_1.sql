@@ -1,0 +1,118 @@
+-- What version 1 wrote (PRAGMA user_version), before tokens and identities: a dump of a file of it.
+PRAGMA application_id = 1684237680;
+PRAGMA user_version = 1;
+BEGIN TRANSACTION;
+CREATE TABLE definitions (
+  digest TEXT PRIMARY KEY,
+  name   TEXT NOT NULL,
+  body   BLOB NOT NULL          -- taskdef.Definition in MessagePack
+) STRICT;
+INSERT INTO "definitions" VALUES('digest','shell',X'626F6479');
+CREATE TABLE ends (
+  job         INTEGER PRIMARY KEY,
+  state       TEXT NOT NULL,
+  counts      BLOB NOT NULL,    -- list in MessagePack
+  ended       REAL NOT NULL,
+  last_serial INTEGER NOT NULL  -- so that a restart need not look at the outcomes of an ended job
+) STRICT;
+INSERT INTO "ends" VALUES(2,'done',X'96000001000000',1004.0,1);
+CREATE TABLE frontiers (
+  job      INTEGER PRIMARY KEY,
+  frontier INTEGER NOT NULL,
+  started  REAL NOT NULL
+) STRICT;
+INSERT INTO "frontiers" VALUES(1,2,1001.0);
+CREATE TABLE heads (
+  job     INTEGER NOT NULL,
+  node    INTEGER NOT NULL,     -- 0: a row without tasks
+  serial  INTEGER NOT NULL,
+  first   INTEGER NOT NULL,     -- the lowest index
+  last    INTEGER NOT NULL,     -- the highest index
+  count   INTEGER NOT NULL,
+  offsets BLOB,                 -- indexes less `first`, 1, 2 or 4 bytes each, little-endian; NULL: first ... last in order
+  states  BLOB,                 -- a byte each; NULL: none given, all done
+  reasons BLOB,                 -- [names, position in names of each] in MessagePack; NULL: none given, all "done"
+  sweep   INTEGER,
+  PRIMARY KEY (job, node, serial)
+) STRICT, WITHOUT ROWID;
+INSERT INTO "heads" VALUES(1,1,1,0,0,1,NULL,NULL,NULL,NULL);
+INSERT INTO "heads" VALUES(2,1,1,0,0,1,NULL,NULL,NULL,NULL);
+CREATE TABLE jobs (
+  job             INTEGER PRIMARY KEY CHECK (job BETWEEN 1 AND 2147483647),
+  request_id      TEXT NOT NULL,
+  user            TEXT NOT NULL,
+  name            TEXT NOT NULL,
+  definition      TEXT NOT NULL,
+  definition_name TEXT NOT NULL,
+  count           INTEGER NOT NULL CHECK (count BETWEEN 0 AND 4294967296),
+  details         BLOB NOT NULL,  -- [params, numbers, max_fails, matrix] in MessagePack
+  submitted       REAL NOT NULL
+) STRICT;
+INSERT INTO "jobs" VALUES(1,'r1','me','first','digest','shell',3,X'9481A473697A6502C0C090',1000.0);
+INSERT INTO "jobs" VALUES(2,'r2','me','','digest','shell',1,X'9480920501C090',1003.0);
+CREATE TABLE meta (
+  name  TEXT PRIMARY KEY,       -- cluster, epoch, last_job, probe
+  value ANY NOT NULL
+) STRICT, WITHOUT ROWID;
+INSERT INTO "meta" VALUES('cluster','nhvyof3yu2miu5s7ylmdyd3xa4');
+INSERT INTO "meta" VALUES('epoch',1);
+INSERT INTO "meta" VALUES('last_job',0);
+CREATE TABLE outcomes (
+  key  INTEGER PRIMARY KEY,
+  body BLOB NOT NULL            -- messages.Outcome in MessagePack
+) STRICT;
+INSERT INTO "outcomes" VALUES(4294967297,X'DC00100101A27731910090909090909091CB408F50000000000090909091C40141C0');
+INSERT INTO "outcomes" VALUES(8589934593,X'DC00100201A27731910090909090909091CB408F60000000000090909091C40466697665C0');
+CREATE TABLE payloads (
+  key   INTEGER PRIMARY KEY,
+  count INTEGER NOT NULL,
+  items BLOB NOT NULL           -- list of model.Item in MessagePack
+) STRICT;
+INSERT INTO "payloads" VALUES(4294967296,3,X'93C40161C40162C40163');
+CREATE TABLE workers (          -- those present
+  worker TEXT PRIMARY KEY,
+  name   TEXT NOT NULL,
+  at     REAL NOT NULL
+) STRICT;
+INSERT INTO "workers" VALUES('w1','oak',1000.5);
+CREATE INDEX sweeps ON heads (job, serial) WHERE sweep IS NOT NULL;
+CREATE VIEW batch (kind, a, b, c, d, e, f, g, h, i, j, k) AS
+  SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL WHERE 0;
+CREATE TRIGGER batch_definition INSTEAD OF INSERT ON batch WHEN NEW.kind = 1 BEGIN
+  INSERT INTO definitions VALUES (NEW.a, NEW.b, NEW.c) ON CONFLICT DO NOTHING;
+END;
+CREATE TRIGGER batch_payload INSTEAD OF INSERT ON batch WHEN NEW.kind = 2 BEGIN
+  INSERT INTO payloads VALUES (NEW.a << 32 | NEW.b, NEW.c, NEW.d);
+END;
+CREATE TRIGGER batch_job INSTEAD OF INSERT ON batch WHEN NEW.kind = 3 BEGIN
+  INSERT INTO jobs VALUES (NEW.a, NEW.b, NEW.c, NEW.d, NEW.e, NEW.f, NEW.g, NEW.h, NEW.i);
+END;
+CREATE TRIGGER batch_drop INSTEAD OF INSERT ON batch WHEN NEW.kind = 4 BEGIN
+  DELETE FROM payloads WHERE key BETWEEN NEW.a << 32 AND NEW.a << 32 | 4294967295;
+  UPDATE meta SET value = NEW.a WHERE name = 'last_job' AND value < NEW.a;
+END;
+CREATE TRIGGER batch_frontier INSTEAD OF INSERT ON batch WHEN NEW.kind = 5 BEGIN
+  INSERT INTO frontiers VALUES (NEW.a, NEW.b, NEW.c)
+    ON CONFLICT DO UPDATE SET frontier = excluded.frontier, started = excluded.started;
+END;
+CREATE TRIGGER batch_outcome INSTEAD OF INSERT ON batch WHEN NEW.kind = 6 BEGIN
+  INSERT INTO heads VALUES (NEW.a, NEW.c, NEW.b, NEW.d, NEW.e, NEW.f, NEW.g, NEW.h, NEW.i, NEW.j);
+  INSERT INTO outcomes VALUES (NEW.a << 32 | NEW.b, NEW.k);
+END;
+CREATE TRIGGER batch_end INSTEAD OF INSERT ON batch WHEN NEW.kind = 7 BEGIN
+  INSERT INTO ends VALUES (NEW.a, NEW.b, NEW.c, NEW.d, coalesce((
+      SELECT max(key) & 4294967295 FROM outcomes WHERE key BETWEEN NEW.a << 32 AND NEW.a << 32 | 4294967295), 0))
+    ON CONFLICT DO UPDATE SET state = excluded.state, counts = excluded.counts, ended = excluded.ended,
+      last_serial = excluded.last_serial;
+END;
+CREATE TRIGGER batch_resume INSTEAD OF INSERT ON batch WHEN NEW.kind = 10 BEGIN
+  DELETE FROM ends WHERE job = NEW.a;
+END;
+CREATE TRIGGER batch_worker INSTEAD OF INSERT ON batch WHEN NEW.kind = 8 BEGIN
+  INSERT INTO workers VALUES (NEW.a, NEW.b, NEW.c)
+    ON CONFLICT DO UPDATE SET name = excluded.name, at = excluded.at;
+END;
+CREATE TRIGGER batch_worker_gone INSTEAD OF INSERT ON batch WHEN NEW.kind = 9 BEGIN
+  DELETE FROM workers WHERE worker = NEW.a;
+END;
+COMMIT;
