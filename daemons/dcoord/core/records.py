@@ -110,7 +110,8 @@ class TokenRecord(Record):
 class IdentityRecord(Record):
     """A certificate's holder as it is now. `token`: the id of the token it came with, '' (a person or the local socket).
 
-    `expires`: the end of its newest certificate. `removed`: forgotten by people, refused for good.
+    `expires`: the end of its newest certificate. `removed`: forgotten by people, refused for good. `key`: SHA-256 of
+    its public key: only who has that can be this identity again.
     """
 
     id: str
@@ -122,6 +123,7 @@ class IdentityRecord(Record):
     expires: float
     revoked: bool = False
     removed: bool = False
+    key: bytes = b""
 
 
 Records = (

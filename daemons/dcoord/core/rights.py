@@ -43,7 +43,7 @@ class Principal(msgspec.Struct, frozen=True):
     """Who a peer has proved to be. `role`: guest, worker, submit, read, admin, web or enrol (the worker's local user).
 
     `identity`: the certificate's, '' on the control socket. `user`: who owns what it submits. `name`: for people.
-    `expires`: when its certificate ends (Unix seconds), 0 without one.
+    `expires`: when its certificate ends (Unix seconds), 0 without one. `authority`: the cluster id of who issued that.
     """
 
     role: str
@@ -51,6 +51,7 @@ class Principal(msgspec.Struct, frozen=True):
     user: str = ""
     name: str = ""
     expires: float = 0.0
+    authority: str = ""
 
 
 GUEST: Final = Principal("guest")
