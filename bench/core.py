@@ -12,7 +12,8 @@ from dcoord.core.core import Core, Settings
 from dcoord.core.effects import Send
 from dcoord.core.events import DefinitionsChanged, Received
 from dcoord.core.records import Restored
-from districomp.messages import PROTOCOL_VERSION, Assign, HelloWorker, Inventory, Machine, Reports, Submit
+from dcoord.core.rights import Principal
+from districomp.messages import PROTOCOL_VERSION, Assign, HelloClient, HelloWorker, Inventory, Machine, Reports, Submit
 from districomp.taskdef import Definition, with_digest
 
 
@@ -24,7 +25,10 @@ def run(tasks: int, workers: int, slots: int) -> float:
     core.handle_batch([DefinitionsChanged({"noop": definition})], now)
     for peer in range(1, workers + 1):
         hello = HelloWorker(PROTOCOL_VERSION, "", f"w{peer}", f"w{peer}", slots, Machine(), peer)
-        core.handle_batch([Received(peer, hello, now), Received(peer, Inventory(0, [], [], [], [], True), now)], now)
+        greeting = Received(peer, hello, now, principal=Principal("worker", identity=f"w{peer}"))
+        core.handle_batch([greeting, Received(peer, Inventory(0, [], [], [], [], True), now)], now)
+    client = HelloClient(PROTOCOL_VERSION, "bench")
+    core.handle_batch([Received(9999, client, now, principal=Principal("admin", user="bench"))], now)
     submit = Submit(1, "", "noop", {}, numbers=(0, 1), count=tasks)
     start = time.perf_counter()
     effects = core.handle_batch([Received(9999, submit, now)], now) + core.tick(now)

@@ -4,6 +4,7 @@ from typing import Final
 
 import msgspec
 
+from dcoord.core.rights import Principal
 from districomp import wire
 from districomp.messages import (
     PROTOCOL_VERSION,
@@ -54,6 +55,7 @@ class Client:
         self.oracle = stage.oracle
         self.tally = stage.tally
         self.wanted = wanted
+        self.principal = Principal("admin", user="sim")
         self.readings: dict[str, Reading] = {}
         self.end: End | None = None
         self.is_welcome = False

@@ -151,10 +151,12 @@ class Process:
             return
         now = self.home.clock.now()
         for message in peer.decoder.receive(data):
+            principal = None
             if not peer.is_greeted:
                 peer.is_greeted = True
                 peer.decoder.greeted()
-            self._inbox.append(Received(peer.number, message, now, "127.0.0.1"))
+                principal = end.principal
+            self._inbox.append(Received(peer.number, message, now, "127.0.0.1", principal=principal))
         self.wake()
 
     def on_closed(self, end: End) -> None:

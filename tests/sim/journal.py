@@ -13,6 +13,7 @@ from dcoord.core.records import (
     DropRecord,
     FrontierRecord,
     Head,
+    IdentityRecord,
     JobEndRecord,
     JobRecord,
     OutcomeRecord,
@@ -20,6 +21,7 @@ from dcoord.core.records import (
     Record,
     Restored,
     RestoredJob,
+    TokenRecord,
     WorkerRecord,
 )
 from districomp.model import Item
@@ -48,6 +50,8 @@ class Journal:
         self._jobs: dict[int, bytes] = {}
         self._frontiers: dict[int, tuple[int, float]] = {}
         self._workers: dict[str, bytes] = {}
+        self._tokens: dict[str, bytes] = {}
+        self._identities: dict[str, bytes] = {}
         self._last_job = 0
 
     def begin(self) -> None:
@@ -92,6 +96,10 @@ class Journal:
                 self._definitions[record.digest] = record.name, record.body
             case WorkerRecord():
                 self._workers[record.worker] = pack(record)
+            case TokenRecord():
+                self._tokens[record.id] = pack(record)
+            case IdentityRecord():
+                self._identities[record.id] = pack(record)
             case _:
                 raise AssertionError(f"nobody knows the record {record}")
 
@@ -118,6 +126,8 @@ class Journal:
             jobs=[self._restored_job(unpack(packed, type=JobRecord)) for packed in self._jobs.values()],
             workers=[record for record in workers if record.present],
             last_job=max([self._last_job, *self._chunks, *self._jobs]),
+            tokens=[unpack(packed, type=TokenRecord) for packed in self._tokens.values()],
+            identities=[unpack(packed, type=IdentityRecord) for packed in self._identities.values()],
         )
 
     def _restored_job(self, record: JobRecord) -> RestoredJob:

@@ -7,6 +7,7 @@ from collections import deque
 from random import Random
 from typing import Protocol
 
+from dcoord.core.rights import Principal
 from tests.sim.faults import Rates, Tally
 from tests.sim.loop import Loop
 
@@ -25,7 +26,12 @@ class Owner(Protocol):
 
 
 class Dialer(Owner, Protocol):
-    """Whoever opens connections."""
+    """Whoever opens connections, and who the other side sees in it."""
+
+    @property
+    def principal(self) -> Principal:
+        """What a certificate proves, or the system's word on a local socket."""
+        ...
 
     def on_open(self, end: "End") -> None:
         """The connection is made."""
@@ -44,10 +50,12 @@ class Listener(Protocol):
 class End:
     """One side of a connection: what is written here arrives at `other`."""
 
-    __slots__ = ("_due", "_flight", "_network", "delay_s", "is_cut", "is_open", "other", "owner")
+    __slots__ = ("_due", "_flight", "_network", "delay_s", "is_cut", "is_open", "other", "owner", "principal")
 
     other: "End"
     owner: Owner
+    principal: Principal
+    """Who dialed."""
 
     def __init__(self, network: "Network", delay_s: float) -> None:
         self._network = network
@@ -141,6 +149,7 @@ class Network:
         delay_s = self.random.uniform(0.00005, self.rates.latency_s)
         near, far = End(self, delay_s), End(self, delay_s)
         near.other, far.other, near.owner = far, near, dialer
+        near.principal = far.principal = dialer.principal
         owner = self.listener.accept(far) if self.listener is not None else None
         if owner is None:
             dialer.on_refused()

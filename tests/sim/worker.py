@@ -5,6 +5,7 @@ The core is the real one; the connection, the runner and the uploads around it a
 
 from typing import Final
 
+from dcoord.core.rights import Principal
 from districomp import wire
 from districomp.messages import (
     PROTOCOL_VERSION,
@@ -56,6 +57,7 @@ class Host:
         self.coordinator = coordinator
         self.worker = worker
         self.slots = slots
+        self.principal = Principal("worker", identity=worker, name=worker)
         self.clock = Clock(stage.loop, stage.random.uniform(0.0, 1e6))
         self.process: WorkerProcess | None = None
         self.is_retired = False
@@ -83,6 +85,7 @@ class WorkerProcess:
     def __init__(self, host: Host) -> None:
         self.host = host
         self.stage = stage = host.stage
+        self.principal = host.principal
         self.number = stage.random.getrandbits(63)
         # Above all that an earlier process used, as a serial that begins with the time is.
         first_serial = (int(stage.loop.now * 1e6) << 12) + stage.random.getrandbits(12)

@@ -11,6 +11,7 @@ from dcoord.core.records import (
     DropRecord,
     FrontierRecord,
     Head,
+    IdentityRecord,
     JobEndRecord,
     JobRecord,
     OutcomeRecord,
@@ -19,14 +20,19 @@ from dcoord.core.records import (
     Restored,
     RestoredJob,
     ResumeRecord,
+    TokenRecord,
     WorkerRecord,
 )
+from dcoord.core.rights import GUEST, Principal
 from districomp import wire
 from districomp.messages import (
     PROTOCOL_VERSION,
     Accepted,
     Assign,
+    Enrol,
     HelloClient,
+    HelloGuest,
+    HelloWeb,
     HelloWorker,
     Inventory,
     Machine,
@@ -41,6 +47,8 @@ M = TypeVar("M", bound=Message)
 R = TypeVar("R", bound=Record)
 
 SETTINGS = Settings("testcluster", "lab", 15.0)
+USER = "tester"
+"""Who owns what `Lab.submit` submits."""
 
 
 def definition(name: str = "work", **keys: object) -> Definition:
@@ -62,6 +70,20 @@ def through_the_wire(message: Message) -> Message:
     decoder.greeted()
     (decoded,) = decoder.receive(wire.encode(message))
     return decoded
+
+
+def principal_of(message: Message) -> Principal | None:
+    """Who sends such a greeting, if it is nobody else: workers are themselves, clients may do everything."""
+    match message:
+        case HelloWorker():
+            return Principal("worker", identity=message.worker, name=message.name)
+        case HelloClient():
+            return Principal("admin", user=USER)
+        case HelloWeb():
+            return Principal("web")
+        case HelloGuest() | Enrol():
+            return GUEST
+    return None
 
 
 class Lab:
@@ -106,9 +128,14 @@ class Lab:
                 return record.items
         raise AssertionError(f"no chunk of job {job} begins at {first}")
 
-    def receive(self, peer: int, *messages: Message) -> None:
-        """Messages of a peer, in one batch."""
-        self.feed(*(Received(peer, through_the_wire(m), self.now, "127.0.0.1:1") for m in messages))  # type: ignore[arg-type]
+    def receive(self, peer: int, *messages: Message, principal: Principal | None = None) -> None:
+        """Messages of a peer, in one batch. `principal`: who it is; without, whoever its greeting fits."""
+        self.feed(
+            *(
+                Received(peer, through_the_wire(m), self.now, "127.0.0.1:1", principal=principal or principal_of(m))  # type: ignore[arg-type]
+                for m in messages
+            )
+        )
 
     def gone(self, peer: int) -> None:
         """A connection closed."""
@@ -190,6 +217,8 @@ def restore(records: list[Record], epoch: int, *, heads: bool = False) -> Restor
     chunks: dict[int, list[int]] = {}
     jobs: dict[int, RestoredJob] = {}
     workers: dict[str, WorkerRecord] = {}
+    tokens: dict[str, TokenRecord] = {}
+    identities: dict[str, IdentityRecord] = {}
     for record in records:
         if isinstance(record, DefinitionRecord):
             restored.definitions[record.digest] = record.body
@@ -213,11 +242,17 @@ def restore(records: list[Record], epoch: int, *, heads: bool = False) -> Restor
             jobs[record.job].end = None
         elif isinstance(record, WorkerRecord):
             workers[record.worker] = record
+        elif isinstance(record, TokenRecord):
+            tokens[record.id] = record
+        elif isinstance(record, IdentityRecord):
+            identities[record.id] = record
     for job in jobs.values():
         if job.end is not None and not heads:
             job.heads = []
     restored.jobs = list(jobs.values())
     restored.workers = [record for record in workers.values() if record.present]
+    restored.tokens = list(tokens.values())
+    restored.identities = list(identities.values())
     return restored
 
 
