@@ -112,7 +112,7 @@ def select_tokens(connection: apsw.Connection) -> list[TokenRecord]:
 
 def select_identities(connection: apsw.Connection) -> list[IdentityRecord]:
     """All holders of certificates, the oldest first."""
-    columns = "id, role, name, token, labels, since, expires, revoked, removed"
+    columns = "id, role, name, token, labels, since, expires, revoked, removed, key"
     found = query(connection, f"SELECT {columns} FROM identities ORDER BY since, id")
     return [rows_of.unpack_identity(columns) for columns in found]
 

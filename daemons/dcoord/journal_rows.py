@@ -244,13 +244,14 @@ def _identity_row(record: IdentityRecord) -> Row:
         record.expires,
         record.revoked,
         record.removed,
+        record.key,
     )
 
 
 def unpack_identity(columns: tuple[Any, ...]) -> IdentityRecord:
     """A row of the table `identities`."""
-    *kept, labels, since, expires, revoked, removed = columns
-    return IdentityRecord(*kept, _labels.decode(labels), since, expires, bool(revoked), bool(removed))
+    *kept, labels, since, expires, revoked, removed, key = columns
+    return IdentityRecord(*kept, _labels.decode(labels), since, expires, bool(revoked), bool(removed), key)
 
 
 def _padded(*values: Value) -> Row:

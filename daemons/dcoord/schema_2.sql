@@ -21,7 +21,8 @@ CREATE TABLE identities (       -- holders of certificates, as they are now
   since   REAL NOT NULL,
   expires REAL NOT NULL,
   revoked INTEGER NOT NULL CHECK (revoked IN (0, 1)),
-  removed INTEGER NOT NULL CHECK (removed IN (0, 1))
+  removed INTEGER NOT NULL CHECK (removed IN (0, 1)),
+  key     BLOB NOT NULL         -- SHA-256 of its public key
 ) STRICT;
 
 CREATE TRIGGER batch_token INSTEAD OF INSERT ON batch WHEN NEW.kind = 11 BEGIN
@@ -32,8 +33,8 @@ CREATE TRIGGER batch_token INSTEAD OF INSERT ON batch WHEN NEW.kind = 11 BEGIN
 END;
 
 CREATE TRIGGER batch_identity INSTEAD OF INSERT ON batch WHEN NEW.kind = 12 BEGIN
-  INSERT INTO identities VALUES (NEW.a, NEW.b, NEW.c, NEW.d, NEW.e, NEW.f, NEW.g, NEW.h, NEW.i)
+  INSERT INTO identities VALUES (NEW.a, NEW.b, NEW.c, NEW.d, NEW.e, NEW.f, NEW.g, NEW.h, NEW.i, NEW.j)
     ON CONFLICT DO UPDATE SET role = excluded.role, name = excluded.name, token = excluded.token,
       labels = excluded.labels, since = excluded.since, expires = excluded.expires, revoked = excluded.revoked,
-      removed = excluded.removed;
+      removed = excluded.removed, key = excluded.key;
 END;
