@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+import msgspec
+
 from districomp import __version__, dial
 from districomp.dial import Address
 from districomp.discovery import Browser, Found
@@ -97,22 +99,26 @@ async def enrol(
             guest.close()
     finally:
         making.cancel()
-    return assemble(enrolled, key, role=role, name=guest.known.name, source=source, addresses=addresses)
+    return assemble(enrolled, key, role=role, name=guest.known.name, source=source, addresses=addresses, pin=pin)
 
 
 def assemble(
-    enrolled: Enrolled, key: "NewKey", *, role: str, name: str, source: Source, addresses: Sequence[Address]
+    enrolled: Enrolled,
+    key: "NewKey",
+    *,
+    role: str,
+    name: str,
+    source: Source,
+    addresses: Sequence[Address] = (),
+    pin: str = "",
 ) -> Identity:
     """The identity that the coordinator's answer and our key make. TrustError if they do not fit together."""
-    from districomp.tls import client_context
+    from districomp.tls import client_context, to_pem
 
     if enrolled.role != role or not 0 < len(enrolled.authorities) <= AUTHORITIES_MAX:
         raise TrustError(f"the coordinator answered with a certificate of role {enrolled.role!r}, not {role!r}")
-    try:
-        chain = "".join(map(ssl.DER_cert_to_PEM_cert, [enrolled.certificate, *enrolled.chain])).encode("ascii")
-        client_context(enrolled.authorities, chain, key.key)
-    except (ssl.SSLError, ValueError) as error:
-        raise TrustError("the coordinator's certificate does not fit the key that it was asked for") from error
+    chain = to_pem([enrolled.certificate, *enrolled.chain])
+    client_context(enrolled.authorities, chain, key.key)  # raises: OpenSSL is the judge of what fits together
     return Identity(
         cluster=cluster_id(enrolled.authorities[0]),
         name=name,
@@ -123,7 +129,16 @@ def assemble(
         key=key.key,
         source=source,
         addresses=list(addresses),
+        pin=pin or cluster_id(enrolled.authorities[0]),
     )
+
+
+def renewed(identity: Identity, enrolled: Enrolled, key: "NewKey") -> Identity:
+    """An identity with the certificate that answered a Renew. TrustError if they do not fit together."""
+    if enrolled.identity != identity.identity:
+        raise TrustError(f"the coordinator renewed the certificate of {enrolled.identity!r:.80}, not ours")
+    fresh = assemble(enrolled, key, role=identity.role, name=identity.name, source=identity.source, pin=identity.pin)
+    return msgspec.structs.replace(fresh, addresses=identity.addresses)
 
 
 async def find(cluster: str, interfaces: list[str] | None, timeout_s: float) -> list[Address]:

@@ -37,8 +37,9 @@ Stamp = tuple[int, int, int]
 class Identity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A certificate and what belongs to it.
 
-    `cluster`: the id at enrolment; `authorities` (DER, newest first) are those to believe, of which an id is made too.
-    `certificate`: PEM, its chain after it. `key`: PEM. `addresses`: where the coordinator was reached, newest first.
+    `cluster`: its id, that of the newest of `authorities` (DER, newest first), which are those to believe. `certificate`:
+    PEM, its chain after it. `key`: PEM. `addresses`: where the coordinator was reached, newest first. `pin`: the id that
+    it was enrolled by, which a configuration or image may name long after another authority has taken its place.
     """
 
     cluster: str
@@ -50,6 +51,7 @@ class Identity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     key: bytes
     source: Source
     addresses: list[tuple[str, int]] = []
+    pin: str = ""
 
     @property
     def clusters(self) -> list[str]:
@@ -135,13 +137,12 @@ class IdentityFolder:
             os.close(folder)
 
     def _write(self, folder: int, identity: Identity) -> None:
-        import ssl
+        from districomp.tls import to_pem
 
-        authorities = "".join(map(ssl.DER_cert_to_PEM_cert, identity.authorities)).encode("ascii")
         # The truth first: the others can always be made again from it.
         _replace(folder, _MAIN, msgspec.json.encode(identity))
         _replace(folder, _PAIR, identity.key + identity.certificate)
-        _replace(folder, _AUTHORITIES, authorities)
+        _replace(folder, _AUTHORITIES, to_pem(identity.authorities))
 
 
 def _is_sound(identity: Identity) -> bool:
