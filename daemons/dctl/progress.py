@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Final, Protocol
 import click
 
 from dctl.output import clean, message, span
-from districomp.client import ENDED_JOB_STATES, WATCH_S, Client
+from districomp.client import ENDED_JOB_STATES, Client
+from districomp.client_job import WATCH_S
 from districomp.documents import JobDocument
 
 if TYPE_CHECKING:

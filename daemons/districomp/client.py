@@ -1,19 +1,23 @@
 """The client library: submit jobs, wait for them, read their results. `dctl` stands on it alone.
 
 Owns the requests and what they mean to a caller. Connections and their return after a restart are
-`client_link.py`'s, inputs `client_items.py`'s, large payloads `client_blobs.py`'s. Never imports asyncio.
+`client_pool.py`'s, who we are `client_trust.py`'s, inputs `client_items.py`'s, large payloads `client_blobs.py`'s. Never imports asyncio.
 """
 
 import os
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any, Final, Self, TypeVar
 
 import msgspec
 
-from districomp.client_link import Link, LinkLostError, LinkPool, Notice
-from districomp.client_results import Ledger, Requeued, TaskRecord, TaskResult, in_task_order, stderr_of
+from districomp.client_job import WATCH_S, Job
+from districomp.client_link import Link
+from districomp.client_pool import DataPlace, LinkPool
+from districomp.client_results import Ledger, Requeued, TaskRecord, TaskResult, stderr_of
+from districomp.client_socket import LinkLostError
+from districomp.client_trust import Notice
 from districomp.documents import (
     DefinitionDocument,
     DefinitionShowDocument,
@@ -26,8 +30,11 @@ from districomp.documents import (
 from districomp.errors import DistricompError, LocalProtocolError, RemoteProtocolError, UsageError
 from districomp.messages import (
     Accepted,
+    AskGrant,
     Cancel,
+    Granted,
     Items,
+    Message,
     Query,
     Reply,
     ResultRows,
@@ -39,10 +46,10 @@ from districomp.messages import (
 from districomp.model import Blob
 
 if TYPE_CHECKING:
+    from districomp.client_admin import Admin
     from districomp.client_blobs import Blobs
     from districomp.client_items import Batches, GivenItem
 
-WATCH_S: Final = 0.2
 ENDED_JOB_STATES: Final = ("done", "failed", "cancelled")
 
 Document = TypeVar("Document", bound=msgspec.Struct)
@@ -51,7 +58,8 @@ Document = TypeVar("Document", bound=msgspec.Struct)
 class Client:
     """A coordinator, as one who submits sees it. Use as a context manager; safe to use from several threads.
 
-    Without `coordinator` (HOST:PORT or a socket's path) it is the local control socket, else DISTRICOMP_COORDINATOR.
+    Without `coordinator` (HOST:PORT, or a socket's path) it is the local control socket, else DISTRICOMP_COORDINATOR, else
+    the cluster that this user has joined (`dctl join`, or `token_file`, else DISTRICOMP_TOKEN_FILE, at the first use).
     When the coordinator goes away later, every call waits for it to come back; `on_notice` is then told so.
     """
 
@@ -63,12 +71,11 @@ class Client:
         program: str = "python",
         on_notice: Notice | None = None,
     ) -> None:
-        self.token_file = token_file
-        self._pool = LinkPool(coordinator, program, on_notice)
+        self._pool = LinkPool(coordinator, program, on_notice, token_file)
         self._blobs: Blobs | None = None
 
     def __enter__(self) -> Self:
-        """Connect. UnreachableError if there is no coordinator."""
+        """Connect. UnreachableError if there is no coordinator, TrustError if it or we cannot prove who we are."""
         self._pool.give(self._pool.take())
         return self
 
@@ -96,7 +103,7 @@ class Client:
         name: str = "",
         request_id: str | None = None,
         max_fails: int | None = None,
-    ) -> "Job":
+    ) -> Job:
         """Submit a job with one of: nothing (one task without input), `data`, `items`, `files`, `range`, `matrix`.
 
         A path as `data` or an item means its content; `files` also sends the path as the item's text; `matrix` has the
@@ -110,9 +117,7 @@ class Client:
                 "one submission has one form of input: data, items, files, range or matrix; give only one of them"
             )
         request_id = request_id or str(uuid.uuid4())
-        message = Submit(
-            0, request_id, definition, dict(params or {}), name, max_fails=max_fails, user=_user(), count=1
-        )
+        message = Submit(0, request_id, definition, dict(params or {}), name, max_fails=max_fails, count=1)
         if range is not None:
             message.numbers, message.count = start_and_step(range), len(range)
             return self._submit(message, None)
@@ -129,13 +134,13 @@ class Client:
         finally:
             batches.close()
 
-    def job(self, number: int, tasks: int | None = None) -> "Job":
+    def job(self, number: int, tasks: int | None = None) -> Job:
         """A job by its number; nothing is asked yet."""
         return Job(self, number, tasks)
 
     def jobs(self, *, mine: bool = False) -> list[JobDocument]:
         """All jobs that the coordinator knows, or those of this user, by number."""
-        return self._query(JobDocument, noun="jobs", user=_user() if mine else "")
+        return self.ask(JobDocument, lambda link, request: Query(request, "jobs", user=link.user if mine else ""))
 
     def watch(
         self, jobs: Sequence[int], interval_s: float = WATCH_S, timeout: float | None = None
@@ -211,23 +216,11 @@ class Client:
 
     def retry(self, job: int, *, failed_only: bool = False) -> JobDocument:
         """Queue a job's failed, cancelled and skipped tasks again, or only the failed; recorded when this returns its document."""
-
-        def ask(link: Link) -> list[JobDocument]:
-            request = link.next_request()
-            link.send(Retry(request, job, failed_only))
-            return _documents(link, request, JobDocument)
-
-        return self._pool.call(ask)[0]
+        return self.ask(JobDocument, lambda _link, request: Retry(request, job, failed_only))[0]
 
     def cancel(self, job: int, indexes: Sequence[int] = ()) -> JobDocument:
         """Cancel a job, or some of its tasks; recorded when this returns the job's document."""
-
-        def ask(link: Link) -> list[JobDocument]:
-            request = link.next_request()
-            link.send(Cancel(request, job, list(indexes)))
-            return _documents(link, request, JobDocument)
-
-        return self._pool.call(ask)[0]
+        return self.ask(JobDocument, lambda _link, request: Cancel(request, job, list(indexes)))[0]
 
     # ---- what there is ----
 
@@ -284,13 +277,36 @@ class Client:
         """One job."""
         return self._query(JobDocument, noun="job", job=job)[0]
 
-    def download(self, blob: Blob, file: IO[bytes]) -> None:
-        """Fetch a payload above 64 KiB into a seekable file, checked."""
-        self._data_port().get(blob, file)
+    def download(self, task: str, blob: Blob, file: IO[bytes]) -> None:
+        """Fetch a task's result above 64 KiB into a seekable file, checked."""
+        self._data_port().get(f"/results/{task}", blob, file)
+
+    def grant(self, verb: str, path: str) -> Granted:
+        """The right to do something at the data port, as `messages.AskGrant` has it; '' if it asks nobody for a right."""
+
+        def ask(link: Link) -> Granted:
+            if not link.authorities:
+                return Granted(0, "", 0.0)
+            request = link.next_request()
+            link.send(AskGrant(request, verb, path))
+            return _expect(link.receive(request), Granted)
+
+        return self._pool.call(ask)
+
+    def data_place(self, anew: bool = False) -> DataPlace:
+        """Where the data port is, and whom to believe there; `anew`: asked now."""
+        return self._pool.data_place(anew)
+
+    @property
+    def admin(self) -> "Admin":
+        """Tokens, who belongs to the cluster, and its authority; for the role admin."""
+        from districomp.client_admin import Admin
+
+        return Admin(self)
 
     # ---- inside ----
 
-    def _submit(self, message: Submit, batches: "Batches | None") -> "Job":
+    def _submit(self, message: Submit, batches: "Batches | None") -> Job:
         try:
             accepted = self._pool.call(lambda link: _send_submission(link, message, batches))
         except LocalProtocolError as error:
@@ -309,13 +325,18 @@ class Client:
 
         return self._pool.call(ask, deadline)
 
-    def _query(self, kind: type[Document], **fields: Any) -> list[Document]:
+    def ask(self, kind: type[Document], make: Callable[[Link, int], Message], *, once: bool = False) -> list[Document]:
+        """The documents that answer a message. `once`: it is not sent again when the connection breaks (LinkLostError)."""
+
         def ask(link: Link) -> list[Document]:
             request = link.next_request()
-            link.send(Query(request, **fields))
+            link.send(make(link, request))
             return _documents(link, request, kind)
 
-        return self._pool.call(ask)
+        return self._pool.call(ask, once=once)
+
+    def _query(self, kind: type[Document], **fields: Any) -> list[Document]:
+        return self.ask(kind, lambda _link, request: Query(request, **fields))
 
     def _upload(self, file: IO[bytes]) -> Blob:
         return self._data_port().put(file)
@@ -324,65 +345,14 @@ class Client:
         if self._blobs is None:
             from districomp.client_blobs import Blobs  # it brings http.client, which most commands never need
 
-            self._blobs = Blobs(self._data_url)
+            self._blobs = Blobs(self._pool.data_place, lambda verb, path: self.grant(verb, path).grant)
         return self._blobs
-
-    def _data_url(self, anew: bool) -> str:
-        return self._pool.fresh_data_url() if anew or not self._pool.data_url else self._pool.data_url
-
-
-class Job:
-    """A submission: `number`, and how to wait for it and read it."""
-
-    def __init__(self, client: Client, number: int, tasks: int | None = None) -> None:
-        self.number = number
-        self._client = client
-        self._tasks = tasks
-
-    def __repr__(self) -> str:
-        return f"<Job {self.number}>"
-
-    @property
-    def tasks(self) -> int:
-        """How many tasks it has."""
-        if self._tasks is None:
-            self._tasks = self.document().tasks
-        return self._tasks
-
-    def document(self) -> JobDocument:
-        """Its state and counts now."""
-        return self._client.document(self.number)
-
-    def watch(self, interval_s: float = WATCH_S, timeout: float | None = None) -> Iterator[JobDocument]:
-        """Its document now and after each change until it has ended. TimeoutError after `timeout` seconds."""
-        for documents in self._client.watch([self.number], interval_s, timeout):
-            yield from documents
-
-    def wait(self, timeout: float | None = None) -> JobDocument:
-        """Its document once it has ended. TimeoutError after `timeout` seconds; the job goes on then."""
-        return self._client.wait([self.number], timeout)[0]
-
-    def as_completed(self, *, wait: bool = True, timeout: float | None = None) -> Iterator[TaskResult]:
-        """Its tasks as they end, whichever way. Without `wait` those that have ended by now."""
-        for record in self._client.records(self.number, wait=wait, timeout=timeout, tasks=self._tasks):
-            if not isinstance(record, Requeued):
-                yield TaskResult(record, self._client.download)
-
-    def results(self, *, wait: bool = True, timeout: float | None = None) -> Iterator[TaskResult]:
-        """Its tasks in task order, each as soon as it and all before it have ended."""
-        records = self._client.records(self.number, wait=wait, timeout=timeout, tasks=self._tasks)
-        for record in in_task_order(records):
-            yield TaskResult(record, self._client.download)
-
-    def cancel(self) -> JobDocument:
-        """Cancel what has not ended of it; recorded when this returns."""
-        return self._client.cancel(self.number)
 
 
 def _send_submission(link: Link, message: Submit, batches: "Batches | None") -> Accepted:
     """Send one submission, whole, from its start, and take the answer."""
     request = link.next_request()
-    message.request = request
+    message.request, message.user = request, link.user
     if batches is None:
         link.send(message)
         return _expect(link.receive(request), Accepted)
@@ -419,23 +389,13 @@ def _document(body: bytes, kind: type[Document]) -> Document:
         raise RemoteProtocolError(f"the coordinator sent a {kind.__name__} that cannot be read: {error}") from error
 
 
-Expected = TypeVar("Expected", Accepted, Reply, ResultRows)
+Expected = TypeVar("Expected", Accepted, Granted, Reply, ResultRows)
 
 
 def _expect(message: object, kind: type[Expected]) -> Expected:
     if not isinstance(message, kind):
         raise RemoteProtocolError(f"the coordinator answered with {type(message).__name__}, not {kind.__name__}")
     return message
-
-
-def _user() -> str:
-    """Who we are, for `dctl job list` and `last`."""
-    try:
-        import pwd
-
-        return pwd.getpwuid(os.getuid()).pw_name
-    except (ImportError, KeyError):
-        return str(os.getuid()) if hasattr(os, "getuid") else os.environ.get("USERNAME", "")
 
 
 def _deadline(timeout: float | None) -> float | None:

@@ -20,7 +20,8 @@ SHELF_BYTES: Final = 32 * 1024 * 1024
 SWEPT: Final = 0x80
 """Marks a state in a ledger as taken by a sweep."""
 
-Download = Callable[[Blob, IO[bytes]], None]
+Download = Callable[[str, Blob, IO[bytes]], None]
+"""Writes the result of a task (its id), which is this blob, into a file."""
 
 
 class TaskFailedError(DistricompError):
@@ -101,14 +102,14 @@ class TaskResult:
         if not isinstance(self.record.payload, Blob):
             return self.record.payload or b""
         file = io.BytesIO()
-        self._download(self.record.payload, file)
+        self._download(self.task, self.record.payload, file)
         return file.getvalue()
 
     def copy_to(self, file: IO[bytes]) -> None:
         """Write the result into a seekable file. TaskFailedError if the task is not done."""
         self._need_done()
         if isinstance(self.record.payload, Blob):
-            self._download(self.record.payload, file)
+            self._download(self.task, self.record.payload, file)
         else:
             file.write(self.record.payload or b"")
 

@@ -111,7 +111,7 @@ class Lab:
 
     @property
     def address(self) -> str:
-        return str(self.path) if self.path else f"127.0.0.1:{self._port}"
+        return str(self.path) if self.path else f"tcp://127.0.0.1:{self._port}"
 
     # ---- what tests do ----
 

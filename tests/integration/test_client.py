@@ -11,10 +11,10 @@ import msgspec
 import pytest
 
 import districomp
-from districomp import client_link, client_results
+from districomp import client_pool, client_results
 from districomp.client import Client
 from districomp.client_items import FRAME_ITEMS_MAX, Lines
-from districomp.client_link import CONTROL_PORT, local_sockets, parse_address
+from districomp.client_address import CONTROL_PORT, local_sockets, parse_address
 from districomp.config import Paths
 from districomp.documents import StatusDocument
 from districomp.errors import (
@@ -94,7 +94,7 @@ def test_a_server_of_something_else_is_no_coordinator(lab: Lab, monkeypatch: pyt
     port = DataPort()
     try:
         with pytest.raises(UnreachableError, match="no coordinator"):
-            status_of(port.url.removeprefix("http://"))
+            status_of(port.url.replace("http:", "tcp:"))
     finally:
         port.close()
 
@@ -108,7 +108,7 @@ def test_a_first_connection_that_is_broken_off_is_tried_again(lab: Lab, fault: s
 
 
 def test_a_first_connection_that_is_always_broken_off(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_link, "FIRST_S", 0.3)
+    monkeypatch.setattr(client_pool, "FIRST_S", 0.3)
     lab.cut_always = lambda message: isinstance(message, HelloClient)
     with pytest.raises(UnreachableError, match=r"closed the connection|broke"):
         status_of()
@@ -431,7 +431,7 @@ def test_another_cluster_at_the_same_place_is_an_error(lab: Lab, client: Client)
 def test_a_request_that_always_breaks_the_connection_is_given_up(
     lab: Lab, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client_link, "PAUSE_S_MAX", 0.001)
+    monkeypatch.setattr(client_pool, "PAUSE_S_MAX", 0.001)
     lab.cut_always = lambda message: isinstance(message, Query | Watch)
     with pytest.raises(DistricompError, match="broke off the connection 16 times"):
         client.status()

@@ -65,7 +65,7 @@ def test_a_long_line_is_uploaded(lab: Lab, client: Client, data_port: DataPort, 
 def test_large_results_are_fetched_and_checked(
     lab: Lab, client: Client, data_port: DataPort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data_port.blobs[DIGEST.hexdigest()] = LARGE
+    data_port.blobs["1.0"] = LARGE
     job = client.submit("d", data="a")
     lab.end(1, [0], [Blob(DIGEST.digest(), len(LARGE))])
     (result,) = job.results()
@@ -73,10 +73,11 @@ def test_large_results_are_fetched_and_checked(
     result.save(tmp_path / "out")
     assert (tmp_path / "out").read_bytes() == LARGE
     assert not list(tmp_path.glob("*.part"))
-    data_port.blobs[DIGEST.hexdigest()] = LARGE[:-1] + b"?"
     monkeypatch.setattr(client_blobs, "PATIENCE_S", 0.1)
-    with pytest.raises(client_blobs.DataPortError):
-        result.read()
+    for wrong in (LARGE[:-1] + b"?", LARGE + b"?", LARGE[:-1]):
+        data_port.blobs["1.0"] = wrong
+        with pytest.raises(client_blobs.DataPortError):
+            result.read()
 
 
 @pytest.mark.parametrize("faults", [[0], [503, 500], [0, 503, 0]])

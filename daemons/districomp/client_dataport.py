@@ -1,0 +1,42 @@
+"""An HTTP connection to the data port whose other end has proved to be of our cluster.
+
+Owns whom to believe there. Must not know what is asked, nor grants.
+"""
+
+import http.client
+import ssl
+from urllib.parse import urlsplit
+
+from districomp.client_pool import DataPlace
+from districomp.errors import TrustError
+
+
+class _VerifiedConnection(http.client.HTTPConnection):
+    """HTTPS to a cluster: its name is proved, never the address by which it was reached."""
+
+    default_port = 443
+
+    def __init__(self, host: str, port: int | None, timeout_s: float, context: ssl.SSLContext, name: str) -> None:
+        super().__init__(host, port, timeout=timeout_s)
+        self._context = context
+        self._name = name
+
+    def connect(self) -> None:
+        """As http.client, then the handshake. ssl.SSLCertVerificationError if it is somebody else."""
+        super().connect()
+        self.sock = self._context.wrap_socket(self.sock, server_hostname=self._name)
+
+
+def connection_to(place: DataPlace, timeout_s: float) -> http.client.HTTPConnection:
+    """A connection, made at the first request. TrustError if a cluster with authorities has a data port without TLS."""
+    parts = urlsplit(place.url)
+    host = parts.hostname or ""
+    if not place.authorities:
+        return http.client.HTTPConnection(host, parts.port, timeout=timeout_s)
+    if parts.scheme != "https":
+        raise TrustError(f"the data port {place.url} has no TLS, but its cluster has; nothing was sent to it")
+    from districomp.tls import client_context, server_name
+
+    return _VerifiedConnection(
+        host, parts.port, timeout_s, client_context(place.authorities), server_name(place.cluster)
+    )
