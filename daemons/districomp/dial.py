@@ -6,7 +6,7 @@ attempt does.
 
 import asyncio
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final, TypeVar
 
 from districomp.errors import DistricompError, TrustError, UnreachableError
@@ -34,7 +34,7 @@ async def first(
             return await attempt(*address)
 
     tasks = {loop.create_task(one(address)): address for address in dict.fromkeys(addresses)}
-    reasons: dict[Address, Exception] = {}
+    reasons: dict[str, Exception] = {}
     winner: asyncio.Task[T] | None = None
     pending = set(tasks)
     try:
@@ -45,7 +45,7 @@ async def first(
                     task.result()
                     winner = winner or task
                 except (OSError, DistricompError) as error:
-                    reasons[tasks[task]] = error
+                    reasons[text_of(tasks[task])] = error
         if winner is None:
             raise failure(reasons)
         return tasks[winner], winner.result()
@@ -58,9 +58,9 @@ async def first(
                 discard(task.result())
 
 
-def failure(reasons: dict[Address, Exception]) -> DistricompError:
-    """One error for why none of these addresses would do."""
-    named = [f"{text_of(address)}: {words(error)}" for address, error in reasons.items()]
+def failure(reasons: Mapping[str, Exception]) -> DistricompError:
+    """One error for why none of these places would do."""
+    named = [f"{place}: {words(error)}" for place, error in reasons.items()]
     text = "; ".join(named[:_NAMED_MAX]) + (f"; and {len(named) - _NAMED_MAX} more" if len(named) > _NAMED_MAX else "")
     if any(isinstance(error, TrustError | ssl.SSLError) for error in reasons.values()):
         return TrustError(text)

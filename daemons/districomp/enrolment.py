@@ -6,7 +6,12 @@ nothing of what the certificate is for.
 """
 
 import asyncio
+import contextlib
+import os
+import socket
 import ssl
+import stat
+import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -37,6 +42,7 @@ from districomp.tokens import JoinToken, cluster_id, pairing_words
 if TYPE_CHECKING:
     from districomp.keys import NewKey
 
+COORDINATOR_USER: Final = "dcoord"
 ANSWER_S: Final = 10.0
 """How long the coordinator may take to answer a request: its disk may be slow."""
 BEAT_S: Final = 5.0
@@ -185,7 +191,7 @@ async def _verified(host: str, port: int, pin: str) -> "_Guest":
         await stranger.greet()
     finally:
         stranger.close()
-    authority = _pinned(stranger.known, pin, dial.text_of((host, port)))
+    authority = _pinned(stranger.known, pin)
     guest = await _open(host, port, client_context([authority]), server_name(pin))
     try:
         await guest.greet()
@@ -199,26 +205,63 @@ async def _local(path: Path, pin: str) -> "_Guest":
     """A connection to the coordinator of this machine."""
     guest = _Guest()
     try:
+        check_socket(path)
         async with asyncio.timeout(dial.CONNECT_S):
-            await asyncio.get_running_loop().create_unix_connection(lambda: Connection(guest), str(path))
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            try:
+                sock.setblocking(False)
+                loop = asyncio.get_running_loop()
+                await loop.sock_connect(sock, str(path))
+                _check_peer(sock)
+                await loop.create_unix_connection(lambda: Connection(guest), sock=sock)
+            except BaseException:
+                sock.close()
+                raise
             await guest.greet()
         if pin:
-            _pinned(guest.known, pin, str(path))
-    except OSError as error:
+            _pinned(guest.known, pin)
+    except (OSError, TrustError, UnreachableError, RemoteProtocolError) as error:
         guest.close()
-        raise UnreachableError(f"{path}: {dial.words(error)}") from error
+        raise dial.failure({str(path): error}) from error
     except BaseException:
         guest.close()
         raise
     return guest
 
 
-def _pinned(claimed: Authorities, pin: str, place: str) -> bytes:
+def check_socket(path: Path) -> None:
+    """TrustError unless a control socket belongs to one who may say what this machine's coordinator is. OSError."""
+    for part, is_right in ((path.parent, stat.S_ISDIR), (path, stat.S_ISSOCK)):
+        status = part.lstat()
+        if not is_right(status.st_mode) or status.st_uid not in _trusted_users():
+            raise TrustError(f"{part} belongs to user {status.st_uid}: not believing what is there")
+
+
+def _check_peer(sock: socket.socket) -> None:
+    """The same for whoever listens: the file may have been changed under us."""
+    if not hasattr(socket, "SO_PEERCRED"):  # not Linux
+        return
+    _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+    if uid not in _trusted_users():
+        raise TrustError(f"user {uid} listens there: not believing it")
+
+
+def _trusted_users() -> set[int]:
+    """root, the coordinator's user, and ourselves."""
+    import pwd
+
+    users = {0, os.geteuid()}
+    with contextlib.suppress(KeyError):
+        users.add(pwd.getpwnam(COORDINATOR_USER).pw_uid)
+    return users
+
+
+def _pinned(claimed: Authorities, pin: str) -> bytes:
     """The authority (DER) with this hash."""
     for authority in claimed.authorities[:AUTHORITIES_MAX]:
         if cluster_id(authority) == pin:
             return authority
-    raise TrustError(f"{place} is another cluster, {_plain(claimed.name)} ({_plain(claimed.cluster)}), not {pin}")
+    raise TrustError(f"another cluster, {_plain(claimed.name)} ({_plain(claimed.cluster)}), not {pin}")
 
 
 async def _open(host: str, port: int, context: ssl.SSLContext, name: str) -> "_Guest":
