@@ -7,7 +7,7 @@ CODE := daemons tests scripts $(wildcard demo bench)
 PYTEST_ARGS ?= -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test system lint format types demo mutants docs lock clean
+.PHONY: help venv test system lint format types demo mutants docs packages lock clean
 
 help:
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
@@ -59,6 +59,9 @@ docs: $(VENV)/dev.stamp ## draw the generated parts of docs/ anew
 	$(BIN)/python scripts/protocol_document.py
 	$(BIN)/python scripts/definition_schema.py
 	$(BIN)/python scripts/openapi.py
+
+packages: $(VENV)/run.stamp ## the Debian packages, into dist/; ARCH="amd64 arm64" for other processors than this one
+	@$(PYTHON) scripts/packages.py --venv $(VENV) $(addprefix --arch=,$(ARCH))
 
 lock: ## resolve requirements/*.lock anew from pyproject.toml
 	$(PYTHON) scripts/lock.py
