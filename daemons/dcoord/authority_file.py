@@ -65,14 +65,16 @@ class AuthorityFile:
     def opened(self) -> Iterator[int]:
         """A descriptor of the folder, made if need be, locked against other coordinators. ConfigError."""
         try:
-            above = _make_parents(self.folder)
+            above = _make(self.folder)
             folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             raise ConfigError(f"{self.folder}: the authority's folder cannot be used: {error.strerror}") from error
         try:
             _belong(folder, above)
-            self._check_owner(os.fstat(folder), self.folder)
-            os.fchmod(folder, 0o700)
+            status = os.fstat(folder)
+            self._check_owner(status, status, self.folder)
+            if status.st_mode & 0o077:
+                os.fchmod(folder, 0o700)
             if fcntl is not None:
                 fcntl.flock(folder, fcntl.LOCK_EX)
             yield folder
@@ -93,9 +95,9 @@ class AuthorityFile:
         except OSError as error:
             words = "it is a link" if error.errno == errno.ELOOP else error.strerror
             raise ConfigError(f"{self.path}: the authority cannot be read: {words}") from error
-        with open(file, "rb") as opened:  # noqa: PTH123 (a descriptor)
+        with os.fdopen(file, "rb") as opened:
             status = os.fstat(file)
-            self._check_owner(status, self.path)
+            self._check_owner(status, os.fstat(folder), self.path)
             if status.st_mode & 0o077:
                 raise ConfigError(
                     f"{self.path} holds the cluster's private key and others than its owner may read it (mode"
@@ -145,25 +147,26 @@ class AuthorityFile:
                 os.unlink(_UNFINISHED, dir_fd=folder)
             raise ConfigError(f"{self.path}: the authority cannot be written: {error.strerror}") from error
 
-    def _check_owner(self, status: os.stat_result, path: Path) -> None:
-        """Whoever owns it could have put a key of their own there. Root works for another user, others for themselves."""
-        if os.geteuid() not in (0, status.st_uid):
+    def _check_owner(self, status: os.stat_result, folder: os.stat_result, path: Path) -> None:
+        """Whoever owns it could have put a key of their own there: it must be us, or whom root keeps the folder for."""
+        owners = (0, folder.st_uid) if os.geteuid() == 0 else (os.geteuid(),)
+        if status.st_uid not in owners:
             raise ConfigError(
-                f"{path} belongs to user {status.st_uid}, and this coordinator runs as user {os.geteuid()}: "
-                f"chown -R {os.geteuid()} {self.folder}"
+                f"{path} belongs to user {status.st_uid}, and this coordinator runs as user {os.geteuid()}: if it is "
+                f"yours, then: chown -R {os.geteuid()} {self.folder}"
             )
 
 
-def _make_parents(folder: Path) -> os.stat_result:
-    """Make the folder, and those above it, where they are missing; the status of that which was there."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    above = (missing[-1].parent if missing else folder).stat()
-    for path in reversed(missing):
-        with contextlib.suppress(FileExistsError):
-            path.mkdir(mode=0o700)
-        # Durable with what is written into it, or a power failure would take the folder and keep the journal.
-        _sync(path.parent)
-    return above
+def _make(folder: Path) -> os.stat_result:
+    """Make the folder if it is missing; the status of the one around it."""
+    above = folder.parent
+    above.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+        folder.chmod(0o700)  # whatever the umask is
+        # Durable with what is written into it: a power failure must not take the authority and leave the journal.
+        _sync(above)
+    return above.stat()
 
 
 def _sync(folder: Path) -> None:

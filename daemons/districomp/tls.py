@@ -157,7 +157,7 @@ def _as_file(data: bytes) -> Iterator[str]:
     else:
         file, path = tempfile.mkstemp(prefix="districomp-")
     try:
-        with open(file, "wb") as opened:  # noqa: PTH123 (a descriptor)
+        with os.fdopen(file, "wb") as opened:
             opened.write(data)
             opened.flush()
             yield path
