@@ -105,7 +105,7 @@ class Server:
             runner.run(self._serve())
 
     async def _serve(self) -> None:
-        listener = Listener(self.app, **self._options)
+        listener = Listener(self.app, "the test's port", **self._options)
         _, self.port = await listener.start("127.0.0.1", 0)
         self._started.set()
         await self._stopping.wait()

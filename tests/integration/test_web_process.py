@@ -146,11 +146,8 @@ def test_it_ends_with_its_parent(tmp_path: Path) -> None:
 
 def test_a_port_in_use_is_said_with_what_to_do(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        it = Site(tmp_path)
-        (tmp_path / "config").mkdir()
-        (tmp_path / "config" / "dcoord.yaml").write_text(
-            f"web: {{port: 0}}\ndata: {{port: {taken.getsockname()[1]}}}\n"
-        )
+        it = Site(tmp_path, f"web: {{port: 0}}\ndata: {{port: {taken.getsockname()[1]}}}\n")
+        it.configure()
         ended = run(it)
         assert ended.returncode == 1
         assert "data.port" in ended.stderr
@@ -163,7 +160,8 @@ def test_a_port_in_use_is_said_with_what_to_do(tmp_path: Path) -> None:
     ("text", "expected"),
     [
         ("web: {port: 99999}\n", "port"),
-        ("web: {address: 192.0.2.1}\n", "web.address"),
+        ("insecure: true\nweb: {address: 192.0.2.1}\n", "web.address"),
+        ("web: {address: farm.example}\n", "web.address"),
         ("wbe: {}\n", "wbe"),
         (": :\n", "dcoord.yaml"),
     ],

@@ -1,7 +1,7 @@
 """For the tests of dcoord-web: a coordinator's side of the control socket, a real journal, and the real process.
 
-The coordinator's side speaks the real protocol on a real Unix socket, and answers with the documents that a
-test gives it; it decides nothing.
+The coordinator's side speaks the real protocol on a real Unix socket, with certificates and grants of a real
+authority, and answers with the documents that a test gives it; it decides nothing.
 """
 
 import asyncio
@@ -10,6 +10,8 @@ import json
 import os
 import re
 import signal
+import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -21,8 +23,12 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from dcoord.authority import Authority
+from dcoord.core import grants
+from dcoord.core.grants import Grant
 from dcoord.core.records import JobEndRecord, JobRecord, OutcomeRecord, PayloadRecord, Record
 from dcoord.journal import Journal
+from districomp import keys, tls
 from districomp.documents import Counts, DefinitionDocument, JobDocument, StatusDocument, WorkerDocument
 from districomp.messages import (
     PROTOCOL_VERSION,
@@ -35,6 +41,7 @@ from districomp.messages import (
     Refused,
     Reply,
     Submit,
+    WebTrust,
     Welcome,
 )
 from districomp.model import DONE, FAILED, Item, Payload
@@ -85,8 +92,11 @@ def definition(name: str, problems: list[str] | None = None) -> DefinitionDocume
 class Coordinator:
     """The coordinator's end of the control socket, in a thread of its own. `answers`: documents by noun, or by (noun, job, index)."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, authority: Authority | None = None) -> None:
+        """Without an authority it is insecure."""
         self.path = path
+        self.authority = authority
+        self.refused: list[str] = []
         self.answers: dict[Any, list[Any] | Refused] = {
             "status": [status()],
             "jobs": [job(1)],
@@ -103,7 +113,10 @@ class Coordinator:
         """None: submissions are taken in and never answered."""
         self.ends_at_hello = False
         self.answer_parts = 1
+        self.trusts = True
+        """False: it keeps to itself whom to trust."""
         self._connections: list[Connection] = []
+        self._webs: list[Connection] = []
         self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
         self._empty = asyncio.Event()
@@ -130,6 +143,23 @@ class Coordinator:
             assert not self._thread.is_alive()
         self._loop.close()
 
+    def trust(self) -> WebTrust:
+        """What dcoord-web is told of whom to trust."""
+        if self.authority is None:
+            return WebTrust(b"", b"", [], b"", [])
+        certificate, key = self.authority.web_chain()
+        return WebTrust(certificate, key, self.authority.authorities, self.authority.grant_key, list(self.refused))
+
+    def tell_trust(self, trust: WebTrust | None = None) -> None:
+        """Send it again, because it has changed, or another one."""
+        message = trust or self.trust()
+
+        def tell() -> None:
+            for each in self._webs:
+                each.send(message)
+
+        self._loop.call_soon_threadsafe(tell)
+
     async def _serve(self) -> None:
         server = await self._loop.create_unix_server(lambda: Connection(self, accepting=True), str(self.path))
         self._started.set()
@@ -146,6 +176,8 @@ class Coordinator:
 
     def closed(self, connection: Connection, reason: str) -> None:
         self._connections.remove(connection)
+        if connection in self._webs:
+            self._webs.remove(connection)
         if not self._connections:
             self._empty.set()
 
@@ -159,6 +191,9 @@ class Coordinator:
                         return
                     connection.greeted()
                     connection.send(Welcome(PROTOCOL_VERSION, "cluster7id", "room-12", 3, 15.0, message.data_url, at))
+                    self._webs.append(connection)
+                    if self.trusts:
+                        connection.send(self.trust())
                 case HelloClient():
                     if self.ends_at_hello and self.ends_submissions_with is not None:
                         connection.close(self.ends_submissions_with.code, self.ends_submissions_with.text)
@@ -191,18 +226,21 @@ class Coordinator:
 
 
 class Site:
-    """Folders, coordinator's side and `dcoord-web` process of one test."""
+    """Folders, coordinator's side and `dcoord-web` process of one test; insecure unless `secure`."""
 
-    def __init__(self, root: Path, config: str = "", *, coordinator: bool = True) -> None:
+    def __init__(self, root: Path, config: str = "", *, coordinator: bool = True, secure: bool = False) -> None:
         self.root = root
         self.state = root / "state"
         self.journal = self.state / "dcoord" / "journal.sqlite"
         self.blobs = self.state / "dcoord" / "blobs"
-        self.coordinator = Coordinator(root / "run" / "control.sock")
+        self.authority = Authority.open(self.state / "dcoord" / "trust", "room-12") if secure else None
+        self.coordinator = Coordinator(root / "run" / "control.sock", self.authority)
         self.log = root / "web.log"
         self.web_port = 0
         self.data_port = 0
-        self._config = config or "web: {port: 0}\ndata: {port: 0}\n"
+        self._config = f"insecure: {'false' if secure else 'true'}\nlisten: {{address: 127.0.0.1}}\n" + (
+            config or "web: {port: 0}\ndata: {port: 0}\n"
+        )
         self._with_coordinator = coordinator
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -213,9 +251,12 @@ class Site:
         }
         return {**os.environ, **{f"DISTRICOMP_{name}_DIR": folder for name, folder in folders.items()}}
 
-    def start(self, *arguments: str) -> None:
+    def configure(self) -> None:
         (self.root / "config").mkdir(parents=True, exist_ok=True)
         (self.root / "config" / "dcoord.yaml").write_text(self._config)
+
+    def start(self, *arguments: str) -> None:
+        self.configure()
         if self._with_coordinator:
             self.coordinator.start()
         with self.log.open("ab") as log:
@@ -233,7 +274,7 @@ class Site:
         assert self.process is not None
         assert self.process.poll() is None, self.log.read_text()
         return re.search(
-            r"page is at http://127\.0\.0\.1:(\d+), data at http://127\.0\.0\.1:(\d+)", self.log.read_text()
+            r"page is at http://127\.0\.0\.1:(\d+), data at https?://127\.0\.0\.1:(\d+)", self.log.read_text()
         )
 
     def stop(self) -> int:
@@ -247,11 +288,38 @@ class Site:
         process.stdin.close()
         return code
 
+    def party(self, role: str, identity: str, name: str = "") -> "Party":
+        """Somebody with a certificate."""
+        assert self.authority is not None
+        key = keys.new_key()
+        issued = self.authority.sign(key.csr, role, identity, name)
+        return Party(self.authority.authorities, tls.to_pem([issued.certificate, *issued.chain]), key.key)
+
+    def grant(self, verb: str, path: str = "", role: str = "worker", **changes: Any) -> str:
+        """A grant's text, good for a minute unless said."""
+        assert self.authority is not None
+        grant = Grant(verb, path, "", role, "", 0, time.time() + 60)
+        return grants.mint(self.authority.grant_key, msgspec.structs.replace(grant, **changes))
+
+    def connect(self, party: "Party | None" = None, *, data: bool = True) -> http.client.HTTPConnection:
+        """A connection to a port, by TLS if it speaks that; `party`: whose certificate is shown."""
+        if not data or self.authority is None:
+            return http.client.HTTPConnection("127.0.0.1", self.data_port if data else self.web_port, timeout=WAIT_S)
+        party = party or Party(self.authority.authorities)
+        return SecureConnection(self.data_port, party.context(), tls.server_name(self.authority.cluster))
+
     def fetch(
-        self, path: str, *, data: bool = False, method: str = "GET", body: Any = None, **headers: str
+        self,
+        path: str,
+        *,
+        data: bool = False,
+        method: str = "GET",
+        body: Any = None,
+        party: "Party | None" = None,
+        **headers: str,
     ) -> "Answer":
         """One request on a connection of its own; `headers` with `_` for `-`."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.data_port if data else self.web_port, timeout=WAIT_S)
+        connection = self.connect(party, data=data)
         try:
             return exchange(connection, path, method, body, **headers)
         finally:
@@ -263,6 +331,33 @@ class Site:
             journal.commit(records)
         finally:
             journal.close()
+
+
+class Party:
+    """Who connects: the authorities (DER) that it trusts, its certificate and key (PEM) if it has them."""
+
+    def __init__(self, authorities: list[bytes], certificate: bytes = b"", key: bytes = b"") -> None:
+        self._parts = authorities, certificate, key
+
+    def context(self) -> ssl.SSLContext:
+        return tls.client_context(*self._parts)
+
+
+class SecureConnection(http.client.HTTPConnection):
+    """HTTP over TLS to a port here, whose certificate must be for `name`."""
+
+    def __init__(self, port: int, context: ssl.SSLContext, name: str) -> None:
+        super().__init__("127.0.0.1", port, timeout=WAIT_S)
+        self._context = context
+        self._name = name
+
+    def connect(self) -> None:
+        plain = socket.create_connection((self.host, self.port), timeout=WAIT_S)
+        try:
+            self.sock = self._context.wrap_socket(plain, server_hostname=self._name)
+        except BaseException:
+            plain.close()
+            raise
 
 
 class Answer(msgspec.Struct):
@@ -302,10 +397,15 @@ def numbered_job_records(number: int, start: int, step: int, count: int) -> list
 
 @contextmanager
 def site(
-    root: Path, config: str = "", *, coordinator: bool = True, answers: dict[str, Any] | None = None
+    root: Path,
+    config: str = "",
+    *,
+    coordinator: bool = True,
+    secure: bool = False,
+    answers: dict[str, Any] | None = None,
 ) -> Iterator[Site]:
     """A running Site; its process must still be there and clean at the end, unless the test ended it."""
-    it = Site(root, config, coordinator=coordinator)
+    it = Site(root, config, coordinator=coordinator, secure=secure)
     it.coordinator.answers.update(answers or {})
     try:
         it.start()

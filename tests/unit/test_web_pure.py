@@ -1,8 +1,10 @@
 """The pure parts of the web process: ranges and entity tags, the rate's history, figures, host names, submissions, and
 the description of the API."""
 
+import contextlib
 import json
 import re
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dcoord.web import figures, openapi
+from dcoord.web import figures, openapi, rights
 from dcoord.web.files import choose_part, etag_matches
 from dcoord.web.guard import Hosts
 from dcoord.web.problems import STATUS, WebError
+from dcoord.web.rights import Table
 from dcoord.web.statistics import RateHistory
 from dcoord.web.submission import Submission, read_submission
+from dcoord.web.trust import Trust
 from districomp.documents import Counts
 from districomp.ranges import parse_range
 from scripts import openapi as openapi_script
@@ -138,22 +142,72 @@ def test_a_line_breaks_where_nothing_is_known() -> None:
     assert figures.spark_line([None, None]) == ""
 
 
+OURS = ("localhost", "127.", "[", "192.0.2.7", "farm.example", socket.gethostname().lower())
+NOBODY = Trust(insecure=True)
+
+
 @given(st.text(max_size=60))
 def test_any_text_as_a_host_is_judged(host: str) -> None:
-    hosts = Hosts("192.0.2.7", ["farm.example"])
-    if hosts.allow(host):
-        assert host.lower().rpartition(":")[0].startswith(("localhost", "127.", "[", "192.0.2.7", "farm.example")) or (
-            ":" not in host
-        )
+    hosts = Hosts("192.0.2.7", ["farm.example"], NOBODY)
+    if hosts.allow(host, "192.0.2.7"):
+        assert host.lower().rpartition(":")[0].startswith(OURS) or ":" not in host
 
 
 def test_the_bound_address_is_a_name_of_ours() -> None:
-    hosts = Hosts("192.0.2.7", ["farm.example"])
-    assert hosts.allow("192.0.2.7:8421")
-    assert hosts.allow("FARM.example")
-    assert not hosts.allow("192.0.2.70")
-    assert not hosts.allow("farm.example.org")
-    assert Hosts("::1").allow("[::1]:1")
+    hosts = Hosts("192.0.2.7", ["farm.example"], NOBODY)
+    assert hosts.allow("192.0.2.7:8421", "192.0.2.7")
+    assert hosts.allow("FARM.example", "192.0.2.7")
+    assert not hosts.allow("192.0.2.70", "192.0.2.7")
+    assert not hosts.allow("farm.example.org", "192.0.2.7")
+    assert Hosts("::1", [], NOBODY).allow("[::1]:1", "::1")
+
+
+@pytest.mark.parametrize("bound", ["::", "0.0.0.0", "192.0.2.7"])
+def test_where_it_is_reached_it_has_that_address_and_this_machines_names(bound: str) -> None:
+    hosts = Hosts(bound, [], NOBODY)
+    name = socket.gethostname()
+    for host in ("192.0.2.7:8421", name, name.upper() + ":8421", f"{name.partition('.')[0]}.local"):
+        assert hosts.allow(host, "::ffff:192.0.2.7"), host
+    assert hosts.allow("[2001:DB8::7]:8422", "2001:db8::7")
+    for host in ("192.0.2.8", "evil.example", f"{name}.evil.example", "x.local", "dcoord.x.districomp.internal"):
+        assert not hosts.allow(host, "::ffff:192.0.2.7"), host
+
+
+def test_a_port_of_loopback_has_no_names_of_the_machine() -> None:
+    assert not Hosts("127.0.0.1", [], NOBODY).allow(f"{socket.gethostname().partition('.')[0]}.local", "127.0.0.1")
+
+
+# ---- rights ----
+
+
+@pytest.mark.parametrize("is_plain", [False, True])
+@pytest.mark.parametrize(
+    "part", ["..", ".", "", "%2e%2e", "..%2f", "a%00", "a\\b", "a b", "é", "a;b", "~", "*", "a" * 256]
+)
+def test_no_parameter_of_any_path_can_lead_elsewhere(is_plain: bool, part: str) -> None:
+    table = Table(is_plain=is_plain)
+    for route in rights.ROUTES:
+        if "{" in route.path and (route.plain or not is_plain):
+            assert table.route(route.method, re.sub(r"\{\w+\}", "a.b-c_1", route.path)) is route
+            for path in (re.sub(r"\{\w+\}", lambda _: part, route.path), re.sub(r"\{\w+\}", f"a/{part}", route.path)):
+                with pytest.raises(WebError) as refused:
+                    table.route(route.method, path)
+                assert refused.value.code == "not_found", path
+
+
+@given(st.text(alphabet="/.a1%-_\\x00é", max_size=30))
+def test_any_path_is_a_route_or_nothing(path: str) -> None:
+    with contextlib.suppress(WebError):
+        assert Table(is_plain=False).route("GET", path) in rights.ROUTES
+        assert not {"..", "."} & set(path.split("/"))
+
+
+def test_the_rights_know_every_route_that_is_described_and_no_need_is_unknown() -> None:
+    known = {(route.method, route.path) for route in rights.ROUTES}
+    assert {(route.method.upper(), route.path) for route in openapi.ROUTES} <= known
+    assert {route.need for route in rights.ROUTES} == set(rights.WHO)
+    assert {role for roles in rights.WHO.values() for role in roles} == {"worker", "submit", "read", "admin"}
+    assert {route.plain for route in rights.ROUTES} == {"", "public", "always"}
 
 
 # ---- submissions ----

@@ -21,6 +21,7 @@ from dcoord.web.app import WebApps
 from dcoord.web.guard import Hosts
 from dcoord.web.link import CoordinatorLink
 from dcoord.web.server import Listener
+from dcoord.web.trust import Trust
 from districomp import config as configuration
 from districomp import log as logging_form
 from districomp import openfiles, program
@@ -62,12 +63,14 @@ async def _serve(
     _stop_on_signals(stopping)
     if with_parent:
         _stop_with_parent(stopping)
-    link = CoordinatorLink(paths.control_socket)
+    trust = Trust(insecure=settings.insecure)
+    link = CoordinatorLink(paths.control_socket, trust)
     store = BlobStore(paths.coordinator_state / "blobs")
-    # Until there is trust, every port is without TLS and authentication.
-    apps = WebApps(link, paths.control_socket, settings.journal.path, store, public=settings.web.public, insecure=True)
-    plain = Listener(apps.plain(Hosts(settings.web.address, settings.web.hosts)))
-    data = Listener(apps.data(Hosts(settings.data.address, settings.web.hosts)))
+    apps = WebApps(link, paths.control_socket, settings.journal.path, store, trust, public=settings.web.public)
+    plain = Listener(apps.plain(Hosts(settings.web.address, settings.web.hosts, trust)), "the web port")
+    data = Listener(
+        apps.data(Hosts(settings.data.address, settings.web.hosts, trust)), "the data port", context=trust.context
+    )
     web_url = await _bind(plain, "web", settings.web.address, settings.web.port)
     data_url = await _bind(data, "data", settings.data.address, settings.data.port)
     linking = asyncio.create_task(link.run(web_url, data_url))
@@ -85,13 +88,13 @@ async def _serve(
 
 async def _bind(listener: Listener, key: str, address: str, port: int) -> str:
     try:
-        address, port = await listener.start(configuration.check_loopback(address), port)
+        address, port = await listener.start(address, port)
     except OSError as error:
         raise DistricompError(
             f"cannot listen on {address} port {port}: {os.strerror(error.errno or 0)}; set {key}.port in dcoord.yaml"
             " to a free one, or to 0"
         ) from error
-    return f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
+    return f"{listener.scheme}://{f'[{address}]' if ':' in address else address}:{port}"
 
 
 def _stop_on_signals(stopping: asyncio.Event) -> None:

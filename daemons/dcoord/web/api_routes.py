@@ -13,7 +13,7 @@ from bottle import Bottle, HTTPResponse, request
 
 from dcoord.web import openapi
 from dcoord.web.link import CoordinatorLink, Question
-from dcoord.web.payload_routes import job_id, task_id
+from dcoord.web.payload_routes import allowed, job_id, task_id
 from dcoord.web.problems import WebError
 from dcoord.web.statistics import decode, to_json
 from dcoord.web.submission import Created, Request, read_submission
@@ -73,14 +73,14 @@ class ApiRoutes:
         """Register the routes."""
         app.get("/api/v1/openapi.json", callback=self._describe)
         app.get("/api/v1/status", callback=lambda: self._one(Question("status"), StatusDocument))
-        app.get(JOBS, callback=lambda: self._many(Question("jobs"), JobDocument))
+        app.get(JOBS, callback=lambda: self._many(_own("jobs"), JobDocument))
         app.post(JOBS, callback=self._submit)
-        app.get("/api/v1/jobs/<job>", callback=lambda job: self._one(Question("job", job_id(job)), JobDocument))
+        app.get("/api/v1/jobs/<job>", callback=lambda job: self._one(_own("job", job_id(job)), JobDocument))
         app.get("/api/v1/jobs/<job>/tasks", callback=self._tasks)
-        app.get("/api/v1/tasks/<task>", callback=lambda task: self._one(Question("task", *task_id(task)), TaskDocument))
+        app.get("/api/v1/tasks/<task>", callback=lambda task: self._one(_own("task", *task_id(task)), TaskDocument))
         app.get(
             "/api/v1/tasks/<task>/explain",
-            callback=lambda task: self._one(Question("explain", *task_id(task)), ExplainDocument),
+            callback=lambda task: self._one(_own("explain", *task_id(task)), ExplainDocument),
         )
         app.get("/api/v1/workers", callback=lambda: self._many(Question("workers"), WorkerDocument))
         app.get("/api/v1/definitions", callback=lambda: self._many(Question("definitions"), DefinitionDocument))
@@ -104,7 +104,7 @@ class ApiRoutes:
         number, state = job_id(job), query("state").get("state", "")
         if state and state not in STATE_NAMES:
             raise WebError("bad_request", f"{state!r:.60} is not a task's state; those are {', '.join(STATE_NAMES)}")
-        document = self._asking.documents(Question("job", number), JobDocument)[0]
+        document = self._asking.documents(_own("job", number), JobDocument)[0]
         count = getattr(document.counts, state) if state else document.tasks
         if count > TASKS_MAX:
             raise WebError(
@@ -112,11 +112,12 @@ class ApiRoutes:
                 f"job {number} has {count:,} {state or 'such'} tasks, an answer has at most {TASKS_MAX:,};"
                 " choose a state, or ask for single tasks: /api/v1/tasks/ID",
             )
-        return json_response(self._asking.documents(Question("tasks", number, state=state), TaskDocument))
+        return json_response(self._asking.documents(_own("tasks", number, state=state), TaskDocument))
 
     def _submit(self) -> HTTPResponse:
         query()
         wanted = read_submission(request.environ["wsgi.input"].getvalue())
+        wanted.message.user = allowed().user
         accepted = self._asking.wait(self._submitted(wanted), SUBMIT_S)
         answer = json_response(Created(accepted.job, accepted.tasks))
         answer.status = 201
@@ -132,6 +133,11 @@ class ApiRoutes:
         query()
         self._openapi = self._openapi or openapi.render()
         return HTTPResponse(self._openapi, 200, {"Content-Type": "application/json", "Cache-Control": "no-cache"})
+
+
+def _own(noun: str, job: int = 0, index: int = 0, *, state: str = "") -> Question:
+    """A question about jobs; who may see only its own is answered only about these."""
+    return Question(noun, job, index, state, user=allowed().only)
 
 
 def query(*names: str) -> dict[str, str]:

@@ -8,14 +8,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
-from bottle import Bottle, HTTPError, HTTPResponse
+from bottle import Bottle, HTTPResponse
 
 import districomp
 from dcoord.blobs import BlobStore
-from dcoord.web import blob_routes
 from dcoord.web.api_routes import JOBS, ApiRoutes, Asking
 from dcoord.web.blob_routes import BlobRoutes
 from dcoord.web.bridge import WsgiBridge
+from dcoord.web.bundle_parts import BundleParts
+from dcoord.web.gate import DataGate, PlainGate
 from dcoord.web.guard import Guard, Hosts
 from dcoord.web.http1 import App, Receive, Scope, Send
 from dcoord.web.json_bodies import JsonBodies
@@ -23,8 +24,10 @@ from dcoord.web.link import CoordinatorLink
 from dcoord.web.pages import PageRoutes
 from dcoord.web.payload_routes import PayloadRoutes, Readers
 from dcoord.web.problems import WebError, as_web_error, problem_body
+from dcoord.web.rights import BLOBS
 from dcoord.web.statistics import Gatherer
 from dcoord.web.submitter import Submitter
+from dcoord.web.trust import Trust
 from districomp.errors import DistricompError
 
 PAGE_THREADS: Final = 4
@@ -44,13 +47,13 @@ class WebApps:
         control_socket: Path,
         journal: Path,
         store: BlobStore,
+        trust: Trust,
         *,
         public: bool,
-        insecure: bool,
     ) -> None:
         """Call from the running event loop."""
         asking = Asking(link, asyncio.get_running_loop())
-        gatherer = Gatherer(link, districomp.__version__, insecure=insecure)
+        gatherer = Gatherer(link, districomp.__version__, insecure=trust.insecure)
         self._pools = [
             ThreadPoolExecutor(count, thread_name_prefix=name)
             for name, count in (
@@ -61,16 +64,17 @@ class WebApps:
             )
         ]
         page_pool, data_pool, submit_pool, file_pool = self._pools
-        plain = _bottle(PageRoutes(gatherer, asking, public=public))
+        pages = PageRoutes(gatherer, asking)
         submitter = Submitter(control_socket, store, file_pool)
-        asks = _bottle(PageRoutes(gatherer, asking), ApiRoutes(asking, submitter))
+        asks = _bottle(pages, ApiRoutes(asking, submitter))
         reads = _bottle(PayloadRoutes(Readers(journal), store))
-        self._plain = WsgiBridge(plain, page_pool, file_pool)
+        self._plain = PlainGate(WsgiBridge(_bottle(pages), page_pool, file_pool), is_public=public)
         self._asks = WsgiBridge(asks, page_pool, file_pool)
         # The same application, in threads of its own: submissions never keep questions waiting.
         self._submits = WsgiBridge(asks, submit_pool, file_pool, JsonBodies())
         self._reads = WsgiBridge(reads, data_pool, file_pool)
         self._blobs = BlobRoutes(store, file_pool)
+        self._data = DataGate(self._dispatch, trust, BundleParts(store, file_pool), is_public=public)
 
     def plain(self, hosts: Hosts) -> App:
         """The application of the port that anybody may read."""
@@ -78,7 +82,7 @@ class WebApps:
 
     def data(self, hosts: Hosts) -> App:
         """The application of the data port."""
-        return Guard(self._dispatch, hosts)
+        return Guard(self._data, hosts)
 
     def close(self) -> None:
         """Let the threads go."""
@@ -87,7 +91,7 @@ class WebApps:
 
     async def _dispatch(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
-        if path.startswith(blob_routes.PREFIX):
+        if path.startswith(BLOBS):
             app: App = self._blobs
         elif path.startswith(("/tasks/", "/results/")):
             app = self._reads
@@ -100,7 +104,6 @@ class WebApps:
 
 def _bottle(*groups: PageRoutes | ApiRoutes | PayloadRoutes) -> Bottle:
     app = Bottle(catchall=False)
-    app.default_error_handler = _http_problem
     app.install(_operating_errors)
     for group in groups:
         group.add_to(app)
@@ -117,18 +120,6 @@ def _operating_errors(callback):  # type: ignore[no-untyped-def]  # bottle has n
             return _problem(as_web_error(error))
 
     return answer
-
-
-def _http_problem(error: HTTPError) -> bytes:
-    """Bottle's own errors (no such route, method not allowed) in our form."""
-    code = {404: "not_found", 405: "bad_method"}.get(error.status_code, "bad_request")
-    text = {
-        404: "there is nothing here; docs/http.md lists the routes of each port",
-        405: "this path does not have that method; the Allow header names those it has",
-    }.get(error.status_code, str(error.body))
-    error.content_type = "application/json"
-    error.set_header("Cache-Control", "no-store")
-    return problem_body(WebError(code, text))
 
 
 def _problem(error: WebError) -> HTTPResponse:

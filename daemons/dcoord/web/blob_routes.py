@@ -12,8 +12,8 @@ from dcoord.web.files import FileSlice, choose_part, send_slice
 from dcoord.web.guard import send_problem
 from dcoord.web.http1 import Receive, Scope, Send
 from dcoord.web.problems import WebError
+from dcoord.web.rights import BLOBS
 
-PREFIX: Final = "/blobs/"
 GATHERED_BYTES: Final = 1024 * 1024
 """An upload's bytes go to disk in pieces of about this size."""
 _PAYLOAD_HEADERS: Final = [
@@ -31,7 +31,7 @@ class BlobRoutes:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        name = scope["path"].removeprefix(PREFIX)
+        name = scope["path"].removeprefix(BLOBS)
         try:
             if not is_sha256_hex(name):
                 raise WebError("not_found", "a blob's name is a SHA-256: 64 lower-case hex digits")
@@ -40,11 +40,8 @@ class BlobRoutes:
                     await self._get(name, scope, send)
                 case "PUT":
                     await self._put(name, scope, receive, send)
-                case method:
-                    raise WebError("bad_method", f"a blob has GET, HEAD and PUT, not {method}")
         except WebError as error:
-            allow = [(b"allow", b"GET, HEAD, PUT")] if error.code == "bad_method" else []
-            await send_problem(send, error, allow)
+            await send_problem(send, error)
 
     async def _get(self, name: str, scope: Scope, send: Send) -> None:
         loop = asyncio.get_running_loop()

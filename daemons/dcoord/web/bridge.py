@@ -17,6 +17,7 @@ from dcoord.web.guard import send_problem
 from dcoord.web.http1 import Receive, Scope, Send
 from dcoord.web.json_bodies import JsonBodies
 from dcoord.web.problems import WebError
+from dcoord.web.rights import ALLOWED
 
 WAITING_MAX: Final = 128
 
@@ -101,6 +102,7 @@ def _environ(scope: Scope, body: bytes) -> dict[str, Any]:
         "wsgi.run_once": False,
         "wsgi.file_wrapper": _keep_slice,
     }
+    environ[ALLOWED] = scope[ALLOWED]
     for raw_name, raw_value in scope["headers"]:
         name = raw_name.decode("latin-1").upper().replace("-", "_")
         # A name with "_" would be taken for its namesake with "-": it is nobody's header here.

@@ -100,6 +100,11 @@ def states(numbers: dict[str, int]) -> str:
     return ", ".join(f"{count(number)} {state}" for state, number in numbers.items()) or "none has joined"
 
 
+def waiting(pending: int) -> str:
+    """Workers that a person has to let in, '' if there are none."""
+    return f"{count(pending)} {'waits' if pending == 1 else 'wait'} to be let in" if pending else ""
+
+
 def failures(counts: Counts) -> str:
     """What went wrong in a job, '' if nothing did."""
     return f"{count(counts.failed)} failed" if counts.failed else ""

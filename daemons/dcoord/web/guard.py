@@ -1,18 +1,20 @@
-"""What holds for every request of every port: who may be asked for, which paths exist at all, which headers leave.
+"""What holds for every request of every port: by which names we may be asked, who may write, which headers leave.
 
-Owns the Host allow-list (against DNS rebinding), the Origin check on writes (against other sites' pages), the
-refusal of anything but plain paths, and the security headers. Must not know single routes.
+Owns the Host allow-list (against DNS rebinding), the Origin check on writes (against other sites' pages), and the
+security headers. Must not know single routes, nor who asks.
 """
 
 import ipaddress
 import re
+import socket
 from collections.abc import Iterable
 from typing import Final
 
 from dcoord.web.http1 import App, Event, Receive, Scope, Send
 from dcoord.web.problems import WebError, problem_body
+from dcoord.web.trust import Trust
+from districomp.addresses import plain_host
 
-_PATH: Final = re.compile(r"/|(/[A-Za-z0-9._-]+)+/?")
 _READING: Final = frozenset({"GET", "HEAD"})
 _HOST: Final = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(:[0-9]{1,5})?")
 
@@ -31,23 +33,29 @@ SECURITY_HEADERS: Final = [
 
 
 class Hosts:
-    """The names by which this server may be asked: loopback, what it is bound to, and what the setting adds."""
+    """The names by which this server may be asked: loopback, where it is reached, what the setting adds.
 
-    def __init__(self, bound: str, configured: Iterable[str] = ()) -> None:
+    Reachable from other machines, it has this machine's names too. `trust` knows the coordinator's own.
+    """
+
+    def __init__(self, bound: str, configured: Iterable[str], trust: Trust) -> None:
         self._names = {"localhost", _bare(bound), *(_bare(name) for name in configured)}
+        if not _is_loopback(bound):
+            name = _bare(socket.gethostname())
+            first = name.partition(".")[0]
+            self._names |= {name, first, f"{first}.local"}
+        self._trust = trust
 
-    def allow(self, host: str) -> bool:
-        """Whether a Host header is one of ours; its port does not matter, as rebinding cannot choose the name."""
+    def allow(self, host: str, reached: str) -> bool:
+        """Whether a Host header is one of ours. `reached`: the address at which the connection reached us.
+
+        Its port does not matter, as rebinding cannot choose the name.
+        """
         match = _HOST.fullmatch(host)
         if match is None:
             return False
         name = _bare(match["name"])
-        if name in self._names:
-            return True
-        try:
-            return ipaddress.ip_address(name).is_loopback
-        except ValueError:
-            return False
+        return name in self._names or name in self._trust.server_names or name == _bare(reached) or _is_loopback(name)
 
 
 class Guard:
@@ -77,7 +85,8 @@ class Guard:
         if len(hosts) != 1:
             raise WebError("bad_request", "a request must have exactly one Host header")
         host = hosts[0].decode("latin-1")
-        if not self._hosts.allow(host):
+        server = scope["server"]
+        if not self._hosts.allow(host, server[0] if server else ""):
             raise WebError(
                 "bad_host",
                 f"this server is not asked for as {host!r:.100}; use its address, or add the name to web.hosts"
@@ -85,9 +94,6 @@ class Guard:
             )
         if scope["method"] not in _READING:
             _check_origin(scope, host)
-        path = scope["path"]
-        if not _PATH.fullmatch(path) or any(part in (".", "..") for part in path.split("/")):
-            raise WebError("not_found", f"there is nothing at {path!r:.100}")
 
 
 async def send_problem(send: Send, error: WebError, extra: Iterable[tuple[bytes, bytes]] = ()) -> None:
@@ -112,4 +118,12 @@ def _check_origin(scope: Scope, host: str) -> None:
 
 
 def _bare(name: str) -> str:
-    return name.strip("[]").rstrip(".").lower()
+    """A name or address without brackets and closing dot; an IPv4 address without its IPv6 clothes."""
+    return plain_host(name.strip("[]").rstrip(".").lower())
+
+
+def _is_loopback(name: str) -> bool:
+    try:
+        return ipaddress.ip_address(_bare(name)).is_loopback
+    except ValueError:
+        return False

@@ -1,8 +1,8 @@
 """One HTTP/1.1 connection: bytes in, an ASGI application's answers out.
 
-Owns framing, keep-alive, pipelining, back pressure in both directions and the deadlines of a slow peer. The
-parsing itself is llhttp's (httptools). Must not know any route, nor what a body means; a body is never held
-beyond BODY_BYTES_AHEAD and never written to disk here.
+Owns framing, keep-alive, pipelining, back pressure in both directions and the deadlines of a slow peer, over TLS
+as over plain TCP. The parsing itself is llhttp's (httptools). Must not know any route, who a certificate's holder is,
+nor what a body means; a body is never held beyond BODY_BYTES_AHEAD and never written to disk here.
 """
 
 import asyncio
@@ -29,11 +29,14 @@ BODY_BYTES_AHEAD: Final = 1024 * 1024
 """What is taken of a request's body before the application asks for it."""
 WRITE_BYTES_AHEAD: Final = 256 * 1024
 
+GOODBYE_S: Final = 0.25
+"""A peer has so long to end an idle TLS connection together with us when the listener stops."""
+
 NEVER: Final = float("inf")
 
 REASONS: Final = {
     200: "OK", 201: "Created", 204: "No Content", 206: "Partial Content", 304: "Not Modified", 400: "Bad Request",
-    403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed", 408: "Request Timeout", 411: "Length Required",
+    401: "Unauthorized", 403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed", 408: "Request Timeout", 411: "Length Required",
     412: "Precondition Failed", 413: "Content Too Large", 414: "URI Too Long", 416: "Range Not Satisfiable",
     421: "Misdirected Request", 422: "Unprocessable Content", 431: "Request Header Fields Too Large",
     500: "Internal Server Error", 501: "Not Implemented", 502: "Bad Gateway", 503: "Service Unavailable",
@@ -117,6 +120,10 @@ class HttpConnection(asyncio.Protocol):
 
     def __init__(self, owner: Owner) -> None:
         self.deadline = NEVER
+        self.certificate: dict[str, Any] | None = None
+        """The peer's, as OpenSSL has verified it; None if it showed none."""
+        self.is_known = False
+        """Whether a request of it was let in; the application says so."""
         self._owner = owner
         self._loop = asyncio.get_running_loop()
         self._parser = httptools.HttpRequestParser(self)
@@ -131,6 +138,7 @@ class HttpConnection(asyncio.Protocol):
         self._refused = False
         self._lingering = False
         self._stopping = False
+        self._is_tls = False
 
     @property
     def is_idle(self) -> bool:
@@ -143,6 +151,8 @@ class HttpConnection(asyncio.Protocol):
         """asyncio: accepted."""
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(WRITE_BYTES_AHEAD)
+        self._is_tls = transport.get_extra_info("sslcontext") is not None
+        self.certificate = transport.get_extra_info("peercert") or None
         self.deadline = self._loop.time() + self._owner.deadlines.head_s
         if not self._owner.opened(self):
             self._refuse(503, "too many connections are open; try again later")
@@ -169,8 +179,8 @@ class HttpConnection(asyncio.Protocol):
         self._govern_reading()
 
     def eof_received(self) -> bool:
-        """asyncio: the peer sends no more; it may still take its answer."""
-        if self._incoming is not None or self._current is None:
+        """asyncio: the peer sends no more; it may still take its answer, which TLS does not know."""
+        if self._is_tls or self._incoming is not None or self._current is None:
             return False
         if not self._waiting:
             self._current.keep_alive = False
@@ -267,6 +277,9 @@ class HttpConnection(asyncio.Protocol):
         self._stopping = True
         if self._current is None and self._transport is not None:
             self._transport.close()
+            if self._is_tls:
+                # Nobody may be there to say goodbye back.
+                self._loop.call_later(GOODBYE_S, self.cut)
 
     # ---- one request ----
 
@@ -305,7 +318,7 @@ class HttpConnection(asyncio.Protocol):
         if transport is None or self._refused:
             return
         if not request.complete or not request.keep_alive or self._stopping:
-            self._linger() if not request.complete else transport.close()
+            self._linger() if not request.complete else self._close(transport)
             return
         if self._writable.is_set():
             self.deadline = self._loop.time() + self._owner.deadlines.idle_s
@@ -328,6 +341,7 @@ class HttpConnection(asyncio.Protocol):
             "headers": request.headers,
             "client": transport.get_extra_info("peername") if transport else None,
             "server": transport.get_extra_info("sockname") if transport else None,
+            "connection": self,
         }
 
     async def _receive(self, request: _Request) -> Event:
@@ -366,7 +380,7 @@ class HttpConnection(asyncio.Protocol):
             body = (b"%x\r\n%b\r\n" % (len(body), body) if body else b"") + (b"" if more else b"0\r\n\r\n")
         request.answered = not more
         transport = self._transport
-        if transport is None or self._lingering:
+        if transport is None or transport.is_closing() or self._lingering:
             # Gone, or told already (too slow, malformed) that it gets no other answer than that.
             raise PeerGoneError
         if head and body:
@@ -465,7 +479,12 @@ class HttpConnection(asyncio.Protocol):
         if transport.can_write_eof():
             transport.write_eof()
         else:
-            transport.close()
+            transport.close()  # TLS says goodbye, and drops what still comes until the peer does
+
+    def _close(self, transport: asyncio.Transport) -> None:
+        """Close after the last answer. TLS waits for the peer's own goodbye: not for ever."""
+        self.deadline = self._loop.time() + self._owner.deadlines.write_s
+        transport.close()
 
 
 def _code(status: int) -> bytes:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from dcoord.web.trust import Trust
 from districomp.errors import RefusedError, UnreachableError
 from districomp.messages import (
     PROTOCOL_VERSION,
@@ -24,6 +25,7 @@ from districomp.messages import (
     Query,
     Refused,
     Reply,
+    WebTrust,
     Welcome,
 )
 from districomp.stream import Connection
@@ -55,6 +57,7 @@ class Question(NamedTuple):
     task_index: int = 0
     state: str = ""
     name: str = ""
+    user: str = ""
 
 
 class Cluster(NamedTuple):
@@ -77,12 +80,13 @@ class _Pending:
 class CoordinatorLink:
     """Ask the coordinator, from the event loop. `run` keeps the connection up until it is cancelled."""
 
-    def __init__(self, control_socket: Path) -> None:
+    def __init__(self, control_socket: Path, trust: Trust) -> None:
         self.cluster: Cluster | None = None
         """The last coordinator that welcomed us."""
         self.since = time.time()
         """Since when it is reachable, or not."""
         self._socket = control_socket
+        self._trust = trust
         self._hello = HelloWeb(PROTOCOL_VERSION, os.getpid(), "", "")
         self._connection: Connection | None = None
         self._welcomed = False
@@ -161,7 +165,7 @@ class CoordinatorLink:
         number = self._request
         future: asyncio.Future[list[bytes]] = asyncio.get_running_loop().create_future()
         self._pending[number] = _Pending(future)
-        connection.send(Query(number, question.noun, question.job, question.task_index, question.state, question.name))
+        connection.send(Query(number, *question))
         try:
             async with asyncio.timeout(ANSWER_S):
                 documents = await future
@@ -202,6 +206,8 @@ class CoordinatorLink:
             match message:
                 case Welcome():
                     self._welcome(message)
+                case WebTrust():
+                    self._trust.update(message)
                 case Reply(request, documents, last):
                     self._answer(request, documents, last)
                 case Refused(request, code, text):

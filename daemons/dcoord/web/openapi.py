@@ -25,7 +25,15 @@ _PLACES: Final[dict[str, Schema]] = {
     "name": {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"},
     "state": {"enum": list(STATE_NAMES)},
 }
-_ALWAYS: Final = ("bad_request", "bad_host")
+_ALWAYS: Final = ("bad_request", "bad_host", "not_authenticated", "not_allowed", "revoked")
+_SECURITY: Final[dict[str, Schema]] = {
+    "grant": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "A grant of the coordinator's, asked for on the control port: for one object, or a session.",
+    },
+    "certificate": {"type": "mutualTLS", "description": "A certificate of this cluster, as `dctl join` gets one."},
+}
 _ASKS: Final = ("unreachable", "degraded", "busy")
 _READS: Final = ("journal", "busy", "range")
 
@@ -97,8 +105,9 @@ def description() -> Schema:
             "summary": "The data port of a districomp coordinator",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
+        "security": [{name: []} for name in _SECURITY],
         "paths": paths,
-        "components": {"schemas": dict(sorted(schemas.items()))},
+        "components": {"schemas": dict(sorted(schemas.items())), "securitySchemes": _SECURITY},
     }
 
 

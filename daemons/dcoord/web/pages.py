@@ -1,4 +1,4 @@
-"""What anybody may read: the statistics page, its numbers, its static files, and `/healthz`.
+"""What tells nobody's data: the statistics page, its numbers, its static files, and `/healthz`.
 
 Owns how numbers become HTML. Which numbers those are is `statistics`' matter.
 """
@@ -32,12 +32,11 @@ class _StaticFile:
 
 
 class PageRoutes:
-    """The routes; `add_to` puts them into a Bottle application. `public` False closes page and numbers."""
+    """The routes; `add_to` puts them into a Bottle application."""
 
-    def __init__(self, gatherer: Gatherer, asking: Asking, *, public: bool = True) -> None:
+    def __init__(self, gatherer: Gatherer, asking: Asking) -> None:
         self._gatherer = gatherer
         self._asking = asking
-        self._public = public
         self._files = {name: _StaticFile(name) for name in STATIC_TYPES}
         source = resources.files("dcoord.web").joinpath("templates", "index.html").read_text(encoding="utf-8")
         self._template = SimpleTemplate(source)
@@ -75,8 +74,6 @@ class PageRoutes:
         return HTTPResponse(file.body, 200, headers)
 
     def _statistics(self) -> Statistics:
-        if not self._public:
-            raise WebError("closed", "the page of this port is closed by web.public in dcoord.yaml; use the data port")
         return self._asking.wait(self._gatherer.gather())
 
 

@@ -14,6 +14,7 @@ from dcoord.blobs import BlobStore
 from dcoord.journal_read import NotDoneError, Reader, UnknownTaskError
 from dcoord.web.files import FileSlice, choose_part
 from dcoord.web.problems import WebError
+from dcoord.web.rights import ALLOWED, Allowed
 from districomp.errors import JournalError
 from districomp.model import Blob, File, Payload, item_content, parse_task
 
@@ -45,6 +46,15 @@ class Readers:
             self._forget()
             raise
 
+    def owner(self, job: int) -> str | None:
+        """The user whose job it is; None if there is no such job."""
+        try:
+            found = self._reader().job(job)
+        except JournalError:
+            self._forget()
+            raise
+        return None if found is None else found.record.user
+
     def _reader(self) -> Reader:
         reader: Reader | None = getattr(self._local, "reader", None)
         if reader is None:
@@ -72,6 +82,7 @@ class PayloadRoutes:
 
     def _task(self, task: str) -> HTTPResponse:
         job, index = task_id(task)
+        self._check_owner(job)
         payload = self._readers.item(job, index)
         if payload is None:
             raise WebError(
@@ -81,6 +92,7 @@ class PayloadRoutes:
 
     def _result(self, task: str) -> HTTPResponse:
         job, index = task_id(task)
+        self._check_owner(job)
         try:
             payload = self._readers.result(job, index)
         except UnknownTaskError as error:
@@ -88,6 +100,12 @@ class PayloadRoutes:
         except NotDoneError as error:
             raise WebError("no_result", f"{error}; `dctl task show {job}.{index}` tells more") from error
         return self._answer(b"" if payload is None else payload)
+
+    def _check_owner(self, job: int) -> None:
+        """Refuse those who see only their own a job of somebody else; one that is not there is for the others to miss."""
+        only = allowed().only
+        if only and self._readers.owner(job) not in (None, only):
+            raise WebError("not_allowed", f"job {job} is another user's; role submit reads its own jobs alone")
 
     def _answer(self, payload: Payload) -> HTTPResponse:
         if isinstance(payload, Blob):
@@ -114,6 +132,13 @@ class PayloadRoutes:
         else:
             body = bytes(payload[part.offset : part.offset + part.size])
         return HTTPResponse(body, part.status, headers)
+
+
+def allowed() -> Allowed:
+    """What the request under way was allowed."""
+    found = request.environ[ALLOWED]
+    assert isinstance(found, Allowed)
+    return found
 
 
 def task_id(text: str) -> tuple[int, int]:

@@ -24,10 +24,13 @@ STATUS: Final = {
     "empty": 422,
     "journal": 503,
     "no_result": 404,
+    "not_allowed": 403,
+    "not_authenticated": 401,
     "no_space": 507,
     "not_found": 404,
     "range": 416,
     "request_timeout": 408,
+    "revoked": 403,
     "too_large": 413,
     "too_many": 422,
     "unknown_definition": 404,
@@ -45,11 +48,12 @@ class Problem(msgspec.Struct):
 
 
 class WebError(DistricompError):
-    """A request that cannot be answered as asked; `code` is one of STATUS."""
+    """A request that cannot be answered as asked; `code` is one of STATUS. `allow`: the methods that there are."""
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: str, message: str, *, allow: str = "") -> None:
         super().__init__(message)
         self.code = code
+        self.allow = allow
 
     @property
     def status(self) -> int:

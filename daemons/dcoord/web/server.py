@@ -1,39 +1,52 @@
 """A listener: a bound port, its connections, their number and their deadlines.
 
-Owns accepting, the cap on connections (an idle one makes room first), the sweep that ends slow peers, and a
-clean stop. Must not know HTTP's framing (`http1`) nor any route.
+Owns the cap on connections (an idle one makes room first, and before it one of somebody unknown), the sweep that ends
+slow peers, and a clean stop. How a connection comes about, and TLS, is the door's (`dcoord.door`), which has caps and
+deadlines of its own until the handshake is done. Must not know HTTP's framing (`http1`) nor any route.
 """
 
 import asyncio
 import email.utils
 import logging
+import ssl
 import time
+from collections.abc import Callable
 from typing import Final
 
+from dcoord.door import Door
 from dcoord.web.http1 import App, Deadlines, HttpConnection
 
 log = logging.getLogger(__name__)
 
 CONNECTIONS_MAX: Final = 1024
-BACKLOG: Final = 512
 SWEEP_S: Final = 1.0
 STOP_S: Final = 5.0
 DEFAULT_DEADLINES: Final = Deadlines()
 
 
-class Listener:
-    """One port that serves one ASGI application; `start` binds it, `stop` ends it."""
+def plain() -> ssl.SSLContext | None:
+    """No TLS."""
+    return None
 
-    scheme = "http"
+
+class Listener:
+    """One port that serves one ASGI application; `start` binds it, `stop` ends it. `context`: as for a Door."""
 
     def __init__(
-        self, app: App, *, connections_max: int = CONNECTIONS_MAX, deadlines: Deadlines = DEFAULT_DEADLINES
+        self,
+        app: App,
+        what: str,
+        *,
+        context: Callable[[], ssl.SSLContext | None] = plain,
+        connections_max: int = CONNECTIONS_MAX,
+        deadlines: Deadlines = DEFAULT_DEADLINES,
     ) -> None:
         self.app = app
+        self.scheme = "http" if context() is None else "https"
         self.deadlines = deadlines
         self.connections_max = connections_max
         self._connections: dict[HttpConnection, None] = {}
-        self._server: asyncio.Server | None = None
+        self._door = Door(lambda: HttpConnection(self), context, what)
         self._sweeping: asyncio.TimerHandle | None = None
         self._date = (0, b"")
         self._sweep_s = min(SWEEP_S, *deadlines)
@@ -42,16 +55,11 @@ class Listener:
 
     async def start(self, address: str, port: int) -> tuple[str, int]:
         """Bind and listen; the address and the port that it has (port 0: the system chooses). OSError if it is taken."""
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: HttpConnection(self), address, port, backlog=BACKLOG)
-        name = self._server.sockets[0].getsockname()
-        return name[0], name[1]
+        return await self._door.listen(address, port)
 
     async def stop(self) -> None:
         """Accept no more, let the requests in hand be answered for STOP_S, then cut them."""
-        if self._server is None:
-            return
-        self._server.close()
+        self._door.close()
         for connection in list(self._connections):
             connection.stop()
         try:
@@ -68,7 +76,8 @@ class Listener:
     def opened(self, connection: HttpConnection) -> bool:
         """A connection was accepted. At the cap the longest idle one makes room; False if none is idle."""
         if len(self._connections) >= self.connections_max:
-            idle = next((other for other in self._connections if other.is_idle), None)
+            all_idle = [other for other in self._connections if other.is_idle]
+            idle = next((other for other in all_idle if not other.is_known), all_idle[0] if all_idle else None)
             if idle is None:
                 return False
             del self._connections[idle]

@@ -31,6 +31,7 @@ SHOWN_JOBS_MAX: Final = 25
 SHOWN_WORKERS_MAX: Final = 100
 SHOWN_DEFINITIONS_MAX: Final = 50
 NAME_CHARS_MAX: Final = 120
+PENDING: Final = "pending"
 
 D = TypeVar("D")
 
@@ -95,11 +96,15 @@ class Jobs(msgspec.Struct):
 
 
 class Workers(msgspec.Struct):
-    """At most SHOWN_WORKERS_MAX of `total`; `states` counts all of them."""
+    """At most SHOWN_WORKERS_MAX of `total`; `states` counts all of them.
+
+    `pending` are beside these, and only counted: anybody may call itself anything while it waits to be let in.
+    """
 
     total: int = 0
     states: dict[str, int] = {}
     shown: list[WorkerRow] = []
+    pending: int = 0
 
 
 class Definitions(msgspec.Struct):
@@ -265,7 +270,8 @@ def _jobs(jobs: list[JobDocument]) -> Jobs:
     return Jobs(len(jobs), len(unended), rows)
 
 
-def _workers(workers: list[WorkerDocument]) -> Workers:
+def _workers(known: list[WorkerDocument]) -> Workers:
+    workers = [worker for worker in known if worker.state != PENDING]
     states: dict[str, int] = {}
     for worker in workers:
         states[worker.state] = states.get(worker.state, 0) + 1
@@ -274,7 +280,7 @@ def _workers(workers: list[WorkerDocument]) -> Workers:
         WorkerRow(worker.worker, _short(worker.name), worker.state, worker.slots, worker.running, worker.last_seen_s)
         for worker in shown
     ]
-    return Workers(len(workers), dict(sorted(states.items())), rows)
+    return Workers(len(workers), dict(sorted(states.items())), rows, len(known) - len(workers))
 
 
 def _definitions(definitions: list[DefinitionDocument]) -> Definitions:

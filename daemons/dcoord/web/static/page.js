@@ -19,6 +19,7 @@ const share = (used, whole) => (whole ? Math.min(BAR_WIDTH, Math.floor((BAR_WIDT
 const highest = (rates) => rates.reduce((top, each) => (each !== null && each > top ? each : top), 0);
 const failures = (counts) => (counts.failed ? `${count(counts.failed)} failed` : "");
 const more = (number, shown, command) => (number > shown ? `and ${count(number - shown)} more: ${command}` : "");
+const waiting = (pending) => (pending ? `${count(pending)} ${pending === 1 ? "waits" : "wait"} to be let in` : "");
 const notReachable = (since) => `coordinator not reachable since ${clock(since)}`;
 const timeLeft = (state, eta) => (ENDED_JOB_STATES.includes(state) ? "" : duration(eta));
 const fault = (each) => `${each.name}: ${count(each.problems)} ${each.problems === 1 ? "problem" : "problems"}`;
@@ -158,6 +159,7 @@ function showNumbers(stats) {
   attribute(byId("slots-bar"), "width", share(stats.slots.used, stats.slots.total));
   put("workers-total", count(stats.workers.total));
   put("workers-states", states(stats.workers.states));
+  put("workers-pending", waiting(stats.workers.pending));
   put("jobs-unended", count(stats.jobs.unended));
   put("jobs-total", count(stats.jobs.total));
   put("tasks-total", count(total(stats.tasks)));
