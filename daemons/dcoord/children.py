@@ -34,6 +34,13 @@ class Child:
         self._line = line
         self._process: asyncio.subprocess.Process | None = None
         self._keeper: asyncio.Task[None] | None = None
+        self._is_renewed = False
+
+    def renew(self, line: bytes) -> None:
+        """Start it anew with another first line."""
+        self._line, self._is_renewed = line, True
+        if self._process is not None and self._process.returncode is None:
+            self._process.terminate()
 
     def start(self) -> None:
         """Start it and keep it running."""
@@ -64,7 +71,10 @@ class Child:
         backoff_s = BACKOFF_S_FIRST
         while True:
             begun = loop.time()
+            self._is_renewed = False
             code = await self._run_once()
+            if self._is_renewed:
+                continue
             if loop.time() - begun >= STEADY_S:
                 backoff_s = BACKOFF_S_FIRST
             if code == EX_CONFIG:

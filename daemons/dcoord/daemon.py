@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 
@@ -21,18 +21,34 @@ from dcoord.blobs import BlobStore
 from dcoord.catalog import Catalog, Scan
 from dcoord.children import Child
 from dcoord.core.core import Core, Settings
-from dcoord.core.effects import Close, Effect, ReadJob, ReadPayload, Send
-from dcoord.core.events import DefinitionsChanged, Degraded, Events, Gone, JobRead, PayloadRead, Received, SpaceLeft
+from dcoord.core.effects import Close, Effect, ReadJob, ReadPayload, RefusedChanged, Rotate, Send, Sign
+from dcoord.core.events import (
+    AuthoritiesChanged,
+    DefinitionsChanged,
+    Degraded,
+    Events,
+    Gone,
+    JobRead,
+    PayloadRead,
+    Received,
+    SpaceLeft,
+)
 from dcoord.core.records import Record, WorkerRecord
+from dcoord.core.rights import may
 from dcoord.endpoint import Endpoint, EndpointFile
 from dcoord.journal import Journal
 from dcoord.listener import Inbox, Listener
 from dcoord.sessions import Sessions
+from dcoord.trustee import Trustee
 from districomp import __version__, clock, systemd
-from districomp.config import CoordinatorConfig, Paths
+from districomp.addresses import near, reached_url
+from districomp.config import LOOPBACK, CoordinatorConfig, Paths
 from districomp.discovery import Advertisement
 from districomp.errors import JournalError
 from districomp.messages import DataAt, HelloWeb, Query, Refused, Results, Watch
+
+if TYPE_CHECKING:
+    from dcoord.authority import Authority
 
 log = logging.getLogger(__name__)
 
@@ -58,13 +74,16 @@ class Daemon:
         self._config_file = config_file
         self._inbox = Inbox()
         self._blobs = BlobStore(paths.coordinator_state / "blobs")
-        self._listener = Listener(self._inbox, self._blobs)
+        self._trustee = Trustee(self._open_authority(), lambda: self._listener, self._inbox.put)
+        self._listener = Listener(self._inbox, self._blobs, self._trustee.context)
         self._catalog = Catalog(paths.tasks_layers, self._blobs)
         self._scan = Scan()
         # One thread, because the journal's connection belongs to one at a time.
         self._journal_thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
         self._catalog_thread = ThreadPoolExecutor(1, thread_name_prefix="catalog")
         self._children: list[Child] = []
+        self._advertising: Child | None = None
+        self._listening = ("", 0)
         self._background: set[asyncio.Task[None]] = set()
         self._web_is_up = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -92,31 +111,63 @@ class Daemon:
 
     # ---- start ----
 
+    def _open_authority(self) -> "Authority | None":
+        """Who the coordinator is; None if it is insecure. ConfigError."""
+        if self._config.insecure:
+            return None
+        from dcoord.authority import Authority
+
+        folder = self._paths.coordinator_state / "trust"
+        return Authority.open(folder, self._config.name, self._config.certificates.lifetime_s)
+
     async def _start(self) -> None:
         config = self._config
         await self._listener.listen_locally(self._paths.control_socket)
         self._owns_socket = True
         self._journal = await self._in_journal_thread(lambda: Journal.open(config.journal.path))
         restored = await self._in_journal_thread(self._journal.restore)
-        settings = Settings(restored.cluster, config.name, config.lease_s)
+        if self._trustee.clusters:
+            restored.cluster = self._trustee.clusters[0]
+        cluster = restored.cluster
+        settings = Settings(
+            cluster,
+            config.name,
+            config.lease_s,
+            config.insecure,
+            self._trustee.grant_key,
+            config.certificates.lifetime_s,
+        )
         self._core = Core(settings, restored, clock.now())
         self._sessions = Sessions(lambda: self._core, config.journal.path)
-        host, port = await self._listener.listen(config.listen.address, config.listen.port)
+        host, port = self._listening = await self._listener.listen(config.listen.address, config.listen.port)
         self._endpoint = EndpointFile(
-            self._paths.endpoint, Endpoint(restored.cluster, config.name, os.getpid(), (host, port), "", "", 0)
+            self._paths.endpoint, Endpoint(cluster, config.name, os.getpid(), (near(host), port), "", "", 0)
         )
         await self._scan_definitions()
-        await self._step([SpaceLeft(self._journal.free_bytes())])
-        self._start_children(restored.cluster, host, port)
+        started: list[Events] = [SpaceLeft(self._journal.free_bytes())]
+        if self._trustee.clusters:
+            started.append(self._trustee.event())
+        await self._step(started)
+        self._start_children()
         self._spawn(self._keep_house())
         self._spawn(self._announce())
-        log.info("districomp %s, cluster %s (%s), epoch %d", __version__, config.name, restored.cluster, restored.epoch)
-        log.warning("insecure: no TLS and no authentication; whoever can use this machine can run tasks")
+        log.info("districomp %s, cluster %s (%s), epoch %d", __version__, config.name, cluster, restored.epoch)
+        if config.insecure:
+            who = "whoever is on the network" if config.insecure_network else "whoever can use this machine"
+            log.warning("insecure: no TLS and no authentication; %s can run tasks", who)
         unended = len(self._core.active)
         if unended:
             log.info("going on with %d %s of before", unended, "job" if unended == 1 else "jobs")
 
-    def _start_children(self, cluster: str, host: str, port: int) -> None:
+    def _advertisement(self) -> bytes:
+        """What the child advertises: every id that somebody may look for."""
+        config = self._config
+        interfaces = config.discovery.interfaces or None
+        cluster, *former = self._trustee.clusters or [self._core.settings.cluster]
+        what = Advertisement(cluster, config.name, *self._listening, interfaces, former=former)
+        return msgspec.json.encode(what) + b"\n"
+
+    def _start_children(self) -> None:
         config = self._config
         if config.web.spawn is True or (config.web.spawn == "auto" and not systemd.is_supervised()):
             argv = [sys.executable, "-m", "dcoord.web", "--parent-pipe"]
@@ -126,10 +177,9 @@ class Daemon:
         else:
             self._web_is_up.set()
         if config.advertise:
-            interfaces = config.discovery.interfaces or None
-            what = Advertisement(cluster, config.name, host, port, interfaces)
-            line = msgspec.json.encode(what) + b"\n"
-            self._children.append(Child("dcoord-mdns", [sys.executable, "-m", "dcoord.advertise"], line))
+            argv = [sys.executable, "-m", "dcoord.advertise"]
+            self._advertising = Child("dcoord-mdns", argv, self._advertisement())
+            self._children.append(self._advertising)
         for child in self._children:
             child.start()
 
@@ -182,6 +232,12 @@ class Daemon:
             if connection is not None:
                 log.warning("%s: %s; closing its connection", connection.address, effect.text)
                 connection.close(effect.code, effect.text)
+        elif isinstance(effect, Sign):
+            self._trustee.sign(effect)
+        elif isinstance(effect, Rotate):
+            self._spawn(self._trustee.rotate(effect))
+        elif isinstance(effect, RefusedChanged):
+            self._tell_web()
         elif isinstance(effect, ReadPayload):
             self._spawn(self._read_payload(effect))
         elif isinstance(effect, ReadJob):
@@ -200,12 +256,17 @@ class Daemon:
                 message, connection = event.message, connections.get(event.peer)
                 if connection is None:
                     continue
+                principal = self._core.principals.get(event.peer)
+                if principal is None or not may(principal, message):
+                    continue
                 if isinstance(message, Query | Watch | Results):
-                    self._sessions.on_message(connection, message)
+                    self._sessions.on_message(connection, principal, message)
                 elif isinstance(message, HelloWeb):
                     self._web_moved(message)
             elif isinstance(event, Gone):
                 self._sessions.forget(event.peer)
+            elif isinstance(event, AuthoritiesChanged):
+                self._authorities_moved()
 
     async def _read_payload(self, effect: ReadPayload) -> None:
         try:
@@ -233,11 +294,33 @@ class Daemon:
         for connection in self._listener.connections.values():
             if not connection.is_local or not self._listener.is_web(connection):
                 connection.send(DataAt(hello.data_url))
+        self._tell_web()
         endpoint = self._endpoint.endpoint
-        endpoint.web, endpoint.data, endpoint.web_pid = hello.web_url, hello.data_url, hello.pid
+        endpoint.web, endpoint.data = (reached_url(url, LOOPBACK) for url in (hello.web_url, hello.data_url))
+        endpoint.web_pid = hello.pid
         if self._web_is_up.is_set():
             self._endpoint.write()
         self._web_is_up.set()
+
+    def _tell_web(self) -> None:
+        """dcoord-web checks certificates and grants itself: give it what it needs for that."""
+        trust = self._trustee.web_trust(self._core.trust.refused())
+        for connection in self._listener.connections.values():
+            if self._listener.is_web(connection):
+                connection.send(trust)
+
+    def _authorities_moved(self) -> None:
+        """There are other authorities than before: everybody who is here is told, and who looks for us finds us."""
+        settings = self._core.settings
+        self._tell_web()
+        self._trustee.announce(settings.cluster, settings.name)
+        endpoint = self._endpoint.endpoint
+        if endpoint.cluster != settings.cluster:
+            endpoint.cluster = settings.cluster
+            if self._web_is_up.is_set():
+                self._endpoint.write()
+        if self._advertising is not None:
+            self._advertising.renew(self._advertisement())
 
     # ---- a journal that cannot be written ----
 
@@ -251,7 +334,10 @@ class Daemon:
         restored = await self._in_journal_thread(self._journal.restore)
         self._core = Core(old.settings, restored, clock.now(), next_lease=old.next_lease)
         self._core.data_url = old.data_url
-        await self._step([DefinitionsChanged(self._scan.definitions), Degraded(reason)])
+        anew: list[Events] = [DefinitionsChanged(self._scan.definitions), Degraded(reason)]
+        if self._trustee.clusters:
+            anew.append(self._trustee.event())
+        await self._step(anew)
         # Everybody comes back by themselves: workers with what they hold, clients with what they wait for.
         self._listener.close_all("degraded", reason)
         self._spawn(self._heal())
@@ -285,6 +371,9 @@ class Daemon:
                 if free_bytes != self._core.free_bytes:
                     self._inbox.put(SpaceLeft(free_bytes))
             await self._scan_definitions()
+            self._trustee.expire()
+            if self._trustee.web_is_due():
+                self._tell_web()
             if clock.now() >= sweep_due:
                 sweep_due = clock.now() + SWEEP_S
                 await self._in_catalog_thread(lambda: self._blobs.sweep_unfinished(UNFINISHED_S))

@@ -1,21 +1,41 @@
-"""The coordinator's doors: the control port and the control socket, and the inbox that they fill.
+"""The coordinator's connections, by the control port and the control socket, and the inbox that they fill.
 
-Owns connections and their numbers, the rule that a greeting comes first, and back pressure: whoever
-fills the inbox is not read until it has been emptied. Must not know what the core makes of a message.
+Owns connections and their numbers, the proof of who is there (certificate, the system's word, or a setting that
+asks for none), the rule that a greeting comes first, and back pressure: whoever fills the inbox is not read until it
+has been emptied. Must not know what the core makes of a message, nor who may do what.
 """
 
 import asyncio
 import logging
 import os
+import secrets
 import socket
+import ssl
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
+from dcoord import local_peers
 from dcoord.blobs import BlobStore
 from dcoord.core.events import Events, Gone, Received
-from districomp import clock
-from districomp.errors import ConfigError
-from districomp.messages import AnyMessage, Goodbye, HelloClient, HelloWeb, HelloWorker, Items, Submit
+from dcoord.core.rights import GUEST, Principal
+from dcoord.door import Door
+from districomp import clock, tls, wire
+from districomp.errors import ConfigError, TrustError
+from districomp.messages import (
+    AnyMessage,
+    CreateToken,
+    Enrol,
+    Goodbye,
+    HelloClient,
+    HelloGuest,
+    HelloWeb,
+    HelloWorker,
+    Items,
+    OpenEnrolment,
+    Renew,
+    Submit,
+)
 from districomp.model import Blob, Item, item_content
 from districomp.stream import Connection
 
@@ -25,6 +45,16 @@ INBOX_EVENTS_MAX = 2048
 """Connections that add to a longer inbox are not read until it has been emptied."""
 UNGREETED_MAX = 1024
 """Connections that have not said who they are; a further one takes the place of the oldest."""
+
+
+GUEST_MESSAGES_MAX = 8
+"""What a peer without a certificate may say at once; it gains one a second."""
+ENTROPY_BYTES = 16
+_NOT_LOCAL = "you may not use the control socket; become root or a member of the group districomp"
+_NO_HOLDER = "this certificate is nobody's here; run: dctl join TOKEN"
+TO_PLAIN = wire.encode(
+    Goodbye("insecure", "this coordinator speaks TLS; update, or remove `insecure` from the configuration")
+)
 
 
 class Inbox:
@@ -68,34 +98,40 @@ class Inbox:
 
 
 class Listener:
-    """Accepts connections and turns their messages into events. Implements `stream.Handler`."""
+    """Accepts connections and turns their messages into events. Implements `stream.Handler`.
 
-    def __init__(self, inbox: Inbox, blobs: BlobStore) -> None:
+    `context` gives the TLS context for a new connection; None: insecure, everybody is believed.
+    """
+
+    def __init__(self, inbox: Inbox, blobs: BlobStore, context: Callable[[], ssl.SSLContext | None]) -> None:
         self.connections: dict[int, Connection] = {}
         self.web_peer = 0
         """The connection of dcoord-web, 0 if there is none."""
         self._inbox = inbox
         self._blobs = blobs
+        self._context = context
+        self._principals: dict[int, Principal] = {}
+        self._guests: dict[int, _Budget] = {}
         self._greeted: dict[int, AnyMessage] = {}
         self._ungreeted: dict[int, Connection] = {}
         self._last_peer = 0
+        self._doors: list[Door] = []
         self._servers: list[asyncio.Server] = []
 
     # ---- doors ----
 
     async def listen(self, address: str, port: int) -> tuple[str, int]:
         """Open the control port; the address and port that it really has. ConfigError if it is taken."""
-        loop = asyncio.get_running_loop()
+        door = Door(self._accept, self._context, "the control port", TO_PLAIN)
         try:
-            server = await loop.create_server(self._accept, address, port, reuse_address=True)
+            name = await door.listen(address, port)
         except OSError as error:
             reason = os.strerror(error.errno) if error.errno else str(error)
             raise ConfigError(
                 f"listen: {address} port {port} cannot be opened: {reason}; "
                 "stop what uses it, or set another port (0: the system chooses)"
             ) from error
-        self._servers.append(server)
-        name: tuple[str, int] = server.sockets[0].getsockname()[:2]
+        self._doors.append(door)
         return name
 
     async def listen_locally(self, path: Path) -> None:
@@ -103,8 +139,8 @@ class Listener:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         _remove_stale_socket(path)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        # Until there is trust, who can connect can do everything: the owner alone.
-        before = os.umask(0o177)
+        # Whoever may connect is judged by `local_peers`; where there are no users of ours, only the owner may.
+        before = os.umask(0o111 if local_peers.is_shared() else 0o177)
         try:
             sock.bind(str(path))
         except OSError as error:
@@ -119,8 +155,11 @@ class Listener:
 
     def stop_listening(self) -> None:
         """Accept nobody any more; connections stay."""
+        for door in self._doors:
+            door.close()
         for server in self._servers:
             server.close()
+        self._doors.clear()
         self._servers.clear()
 
     def close_all(self, code: str, text: str) -> None:
@@ -131,6 +170,10 @@ class Listener:
     def is_web(self, connection: Connection) -> bool:
         """Whether this is dcoord-web."""
         return isinstance(self._greeted.get(connection.peer), HelloWeb)
+
+    def certified(self) -> list[Connection]:
+        """Connections of those who have proved who they are by a certificate."""
+        return [self.connections[peer] for peer, who in self._principals.items() if who.identity and who.authority]
 
     # ---- stream.Handler ----
 
@@ -143,12 +186,23 @@ class Listener:
             oldest = self._ungreeted.pop(next(iter(self._ungreeted)))
             oldest.close("protocol", "too many connections wait to say who they are")
         self._ungreeted[connection.peer] = connection
+        principal = self._prove(connection)
+        if principal is None:
+            connection.close("not_allowed", _NOT_LOCAL if connection.is_local else _NO_HOLDER)
+        else:
+            self._principals[connection.peer] = principal
+            if principal is GUEST:
+                self._guests[connection.peer] = _Budget()
 
     def received(self, connection: Connection, messages: list[AnyMessage], at: float) -> None:
         """Messages of a peer; the first must be a greeting, and there is one only."""
         peer = connection.peer
+        budget = self._guests.get(peer)
+        if budget is not None and not budget.spend(len(messages)):
+            connection.close("protocol", "too many messages for somebody without a certificate")
+            return
         for message in messages:
-            is_hello = isinstance(message, HelloWorker | HelloClient | HelloWeb)
+            is_hello = isinstance(message, HelloWorker | HelloClient | HelloWeb | HelloGuest)
             if is_hello == (peer in self._greeted) or (isinstance(message, HelloWeb) and not connection.is_local):
                 if isinstance(message, Goodbye):
                     return
@@ -156,12 +210,10 @@ class Listener:
                 connection.close("protocol", "the first message says who is there, once: a Hello")
                 return
             if is_hello:
-                self._greeted[peer] = message
-                self._ungreeted.pop(peer, None)
-                connection.greeted()
-                log.debug("%s: %s", connection.address, type(message).__name__)
-            fault = self._missing_blob(message) if isinstance(message, Submit | Items) else None
-            self._inbox.put(Received(peer, message, at, connection.address, fault))
+                self._greet(connection, message)
+            elif isinstance(message, Enrol):
+                connection.give_time()
+            self._inbox.put(self._event(connection, message, at))
         self._inbox.hold_back(connection)
 
     def closed(self, connection: Connection, reason: str) -> None:
@@ -169,11 +221,62 @@ class Listener:
         peer = connection.peer
         self.connections.pop(peer, None)
         self._ungreeted.pop(peer, None)
+        self._principals.pop(peer, None)
+        self._guests.pop(peer, None)
         hello = self._greeted.pop(peer, None)
         if isinstance(hello, HelloWorker):
             log.info("worker %s (%s) disconnected: %s", hello.name, connection.address, reason)
         if hello is not None:
             self._inbox.put(Gone(peer, clock.now()))
+
+    # ---- who is there ----
+
+    def _prove(self, connection: Connection) -> Principal | None:
+        """Who the peer has proved to be; None: it may not even ask."""
+        if connection.is_local:
+            return local_peers.principal_of(connection.credentials())
+        if self._context() is None or connection.certificate is None:
+            return GUEST
+        holder = tls.holder(connection.certificate)
+        if holder is None:
+            return None
+        user = f"{holder.name}/{holder.identity}"
+        return Principal(holder.role, holder.identity, user, holder.name, holder.expires, holder.cluster)
+
+    def _greet(self, connection: Connection, hello: AnyMessage) -> None:
+        """The peer says what it is; who it is was proved before."""
+        peer = connection.peer
+        self._greeted[peer] = hello
+        self._ungreeted.pop(peer, None)
+        principal = self._principals[peer]
+        if isinstance(hello, HelloWeb) and principal.role == "admin":
+            # A child of ours, under our own user.
+            principal = Principal("web", name=principal.name)
+        elif self._context() is None and not connection.is_local:
+            principal = _believed(hello)
+            self._guests.pop(peer, None)
+        self._principals[peer] = principal
+        if principal is not GUEST:
+            connection.greeted()
+        log.debug("%s: %s, %s", connection.address, type(hello).__name__, principal.role)
+
+    def _event(self, connection: Connection, message: AnyMessage, at: float) -> Received:
+        """What the core is told, with what only the driver can know of it."""
+        event = Received(connection.peer, message, at, connection.address, principal=self._principals[connection.peer])
+        if isinstance(message, Submit | Items):
+            event.fault = self._missing_blob(message)
+        elif isinstance(message, Enrol | Renew):
+            event.entropy = secrets.token_bytes(ENTROPY_BYTES)
+            # Late, because it is needed by those alone who enrol somebody.
+            from districomp import keys
+
+            try:
+                event.spki = keys.check_csr(message.csr)
+            except TrustError as error:
+                event.fault = "bad_request", str(error)
+        elif isinstance(message, CreateToken | OpenEnrolment):
+            event.entropy = secrets.token_bytes(ENTROPY_BYTES)
+        return event
 
     # ---- inside ----
 
@@ -191,6 +294,27 @@ class Listener:
                     f"the data {digest} ({blob.size} bytes) was not uploaded; PUT /blobs/{digest} first",
                 )
         return None
+
+
+class _Budget:
+    """How much somebody without a certificate may still say."""
+
+    def __init__(self) -> None:
+        self._left = float(GUEST_MESSAGES_MAX)
+        self._at = clock.now()
+
+    def spend(self, count: int) -> bool:
+        now = clock.now()
+        self._left = min(float(GUEST_MESSAGES_MAX), self._left + now - self._at) - count
+        self._at = now
+        return self._left >= 0
+
+
+def _believed(hello: AnyMessage) -> Principal:
+    """An insecure coordinator believes everybody."""
+    if isinstance(hello, HelloWorker):
+        return Principal("worker", hello.worker, name=hello.name)
+    return Principal("admin") if isinstance(hello, HelloClient) else GUEST
 
 
 def _blob_of(item: Item) -> Blob | None:

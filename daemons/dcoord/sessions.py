@@ -15,10 +15,12 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from dcoord.core import view
+from dcoord.core.administer import token_documents
 from dcoord.core.core import Core
 from dcoord.core.explain import explain
 from dcoord.core.job import Job
 from dcoord.core.records import OutcomeRecord, Record, RestoredJob
+from dcoord.core.rights import Principal, sees
 from dcoord.journal import Reader, pack_outcome
 from dcoord.taskview import JobSnapshot, Running, task_document, task_documents
 from districomp import clock
@@ -35,6 +37,7 @@ T = TypeVar("T")
 PARKED_MAX: Final = 1024
 """Requests of one connection that wait for something; a further one is refused."""
 WATCH_INTERVAL_S_MIN: Final = 0.05
+_OF_A_JOB: Final = ("job", "task", "tasks", "explain")
 
 
 class _Watcher:
@@ -68,14 +71,26 @@ class Sessions:
 
     # ---- the driver's side ----
 
-    def on_message(self, connection: Connection, message: AnyMessage) -> None:
+    def on_message(self, connection: Connection, asker: Principal, message: AnyMessage) -> None:
         """A question; called after the commit of the batch in which it came."""
-        if isinstance(message, Query):
-            self._query(connection, message)
+        if isinstance(message, Query) and asker.role == "web" and message.user:
+            # On behalf of somebody who may see his own alone.
+            asker = Principal("submit", user=message.user)
+        foreign = next((number for number in _jobs_of(message) if not self._may_see(asker, number)), None)
+        if foreign is not None:
+            text = f"job {foreign} is not yours, and your role is {asker.role}"
+            _refuse(connection, _request_of(message), "not_allowed", text)
+        elif isinstance(message, Query):
+            self._query(connection, asker, message)
         elif isinstance(message, Watch):
             self._watch(connection, message)
         elif isinstance(message, Results):
             self._results(connection, message)
+
+    def _may_see(self, asker: Principal, number: int) -> bool:
+        """Whether a job may be seen; one that there is not may be asked for."""
+        job = self._core().jobs.get(number)
+        return job is None or sees(asker, job.record.user)
 
     def after_batch(self, records: Iterable[Record]) -> None:
         """A batch is committed: tell those who wait for what is in it."""
@@ -132,21 +147,30 @@ class Sessions:
 
     # ---- documents ----
 
-    def _query(self, connection: Connection, message: Query) -> None:
+    def _query(self, connection: Connection, asker: Principal, message: Query) -> None:
         core, now = self._core(), clock.now()
         match message.noun:
             case "status":
                 _reply(connection, message.request, [view.status_document(core, now)])
             case "jobs":
-                jobs = (job for job in core.jobs.values() if message.user in ("", job.record.user))
+                jobs = (
+                    job
+                    for job in core.jobs.values()
+                    if message.user in ("", job.record.user) and sees(asker, job.record.user)
+                )
                 _reply(connection, message.request, (view.job_document(job, now) for job in jobs))
+            case "tokens" if asker.role == "admin":
+                _reply(connection, message.request, token_documents(core))
+            case "tokens":
+                text = f"tokens are for the role admin, and yours is {asker.role}"
+                _refuse(connection, message.request, "not_allowed", text)
             case "workers":
                 _reply(connection, message.request, view.worker_documents(core, now))
             case "definitions":
                 _reply(connection, message.request, self.definitions)
             case "definition":
                 self._query_definition(connection, message)
-            case "job" | "task" | "tasks" | "explain":
+            case noun if noun in _OF_A_JOB:
                 self._query_job(connection, message, core, now)
             case _:
                 _refuse(connection, message.request, "bad_request", f"there are no documents {message.noun!r}")
@@ -378,6 +402,20 @@ def _reply(connection: Connection, request: int, documents: Iterable[msgspec.Str
 
 def _refuse(connection: Connection, request: int, code: str, text: str) -> None:
     connection.send(Refused(request, code, text))
+
+
+def _jobs_of(message: AnyMessage) -> list[int]:
+    """The jobs that a question names."""
+    if isinstance(message, Watch):
+        return message.jobs
+    if isinstance(message, Results):
+        return [message.job]
+    return [message.job] if isinstance(message, Query) and message.noun in _OF_A_JOB else []
+
+
+def _request_of(message: AnyMessage) -> int:
+    assert isinstance(message, Query | Watch | Results)
+    return message.request
 
 
 def _refuse_job(connection: Connection, request: int, job: int) -> None:

@@ -44,6 +44,11 @@ def is_everywhere(host: str) -> bool:
         return False
 
 
+def near(host: str) -> str:
+    """Where a listener on this address is to be reached from its own machine."""
+    return "127.0.0.1" if is_everywhere(host) else host
+
+
 def reached_url(url: str, host: str) -> str:
     """A data port's URL for who reached the coordinator at `host`: that host in place of 0.0.0.0 or [::]."""
     parts = urlsplit(url)

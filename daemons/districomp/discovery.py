@@ -54,6 +54,7 @@ class Advertisement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     port: int
     interfaces: list[str] | None = None
     version: str = __version__
+    former: list[str] = []
 
 
 class Browser:

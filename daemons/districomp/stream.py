@@ -7,9 +7,11 @@ a message means: the owner's handler does.
 import asyncio
 import logging
 import socket
-from typing import Protocol, cast
+import struct
+from typing import Any, Final, Protocol, cast
 
 from districomp import clock, wire
+from districomp.addresses import address_text
 from districomp.errors import RemoteProtocolError
 from districomp.messages import GREETING_S, AnyMessage, Goodbye, Message
 
@@ -21,6 +23,8 @@ KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
 """A peer's machine that vanished is noticed within a minute. A worker's lease is quicker; a client has none."""
 CLOSE_S = 2.0
 """How long a closing connection may take to hand over its last bytes."""
+_CREDENTIALS: Final = struct.Struct("=iII")
+"""struct ucred (unix(7))."""
 
 
 class Handler(Protocol):
@@ -46,6 +50,8 @@ class Connection(asyncio.Protocol):
         """Where the peer is, for people: HOST:PORT, or the socket's path."""
         self.is_local = False
         """Whether it is a Unix socket."""
+        self.host = ""
+        """The host at which the other side was reached, '' for a Unix socket."""
         self._handler = handler
         self._accepting = accepting
         self._decoder = wire.Decoder()
@@ -62,7 +68,8 @@ class Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         name = transport.get_extra_info("peername") or transport.get_extra_info("sockname")
         self.is_local = not isinstance(name, tuple)
-        self.address = "local" if self.is_local else _address_text(name)
+        self.address = "local" if self.is_local else address_text(name)
+        self.host = "" if self.is_local else str(name[0])
         if not self.is_local:
             _keep_alive(transport.get_extra_info("socket"))
         if self._accepting:
@@ -101,6 +108,23 @@ class Connection(asyncio.Protocol):
         self._can_write.set()
 
     # ---- the owner's side ----
+
+    @property
+    def certificate(self) -> dict[str, Any] | None:
+        """What TLS has verified of the peer (`ssl.SSLSocket.getpeercert`); None without a certificate or without TLS."""
+        return None if self._transport is None else self._transport.get_extra_info("peercert")
+
+    def credentials(self) -> tuple[int, int, int] | None:
+        """(pid, uid, gid) of the process at the other end of a Unix socket; None if the system does not say."""
+        if self._transport is None or not self.is_local or not hasattr(socket, "SO_PEERCRED"):
+            return None
+        sock = self._transport.get_extra_info("socket")
+        pid, uid, gid = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+        return pid, uid, gid
+
+    def give_time(self) -> None:
+        """The peer has said what it wants, and may wait for the answer. Its frames stay small: it has proved nothing."""
+        self._cancel_deadline()
 
     def greeted(self) -> None:
         """The peer has said who it is: full-size frames from now on, no greeting deadline."""
@@ -170,8 +194,3 @@ def _keep_alive(sock: socket.socket) -> None:
     for option, value in KEEPALIVE.items():
         if hasattr(socket, option):
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
-
-
-def _address_text(name: tuple[str | int, ...]) -> str:
-    host, port = name[0], name[1]
-    return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"

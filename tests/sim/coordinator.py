@@ -58,7 +58,7 @@ class Coordinator:
         self.rates = stage.rates
         self.tally = stage.tally
         self.oracle = stage.oracle
-        self.settings = Settings(CLUSTER, "sim", stage.lease_s)
+        self.settings = Settings(CLUSTER, "sim", stage.lease_s, insecure=True)
         self.clock = Clock(stage.loop, 1_000_000.0)
         self.journal = Journal()
         self.definitions = {name: profile.definition for name, profile in stage.profiles.items()}

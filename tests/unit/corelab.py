@@ -46,7 +46,7 @@ from districomp.taskdef import Definition, Param, Requires, with_digest
 M = TypeVar("M", bound=Message)
 R = TypeVar("R", bound=Record)
 
-SETTINGS = Settings("testcluster", "lab", 15.0)
+SETTINGS = Settings("testcluster", "lab", 15.0, insecure=True)
 USER = "tester"
 """Who owns what `Lab.submit` submits."""
 
@@ -129,7 +129,12 @@ class Lab:
         raise AssertionError(f"no chunk of job {job} begins at {first}")
 
     def receive(self, peer: int, *messages: Message, principal: Principal | None = None) -> None:
-        """Messages of a peer, in one batch. `principal`: who it is; without, whoever its greeting fits."""
+        """Messages of a peer, in one batch. `principal`: who it is; without, whoever its greeting fits.
+
+        Who has not greeted yet does so first, as a client.
+        """
+        if peer not in self.core.principals and messages and not hasattr(messages[0], "version"):
+            messages = (HelloClient(PROTOCOL_VERSION, "test"), *messages)
         self.feed(
             *(
                 Received(peer, through_the_wire(m), self.now, "127.0.0.1:1", principal=principal or principal_of(m))  # type: ignore[arg-type]

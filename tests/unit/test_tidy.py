@@ -25,7 +25,10 @@ ARROWS = {
 }
 """Program -> those of ours that it may import. Only tests/sim imports several."""
 
-PURE_SHARED = ("errors", "model", "messages", "wire", "placeholders", "taskdef", "arguments", "documents")
+PURE_SHARED = (
+    "errors", "model", "messages", "outcome", "wire", "placeholders", "taskdef", "arguments", "documents", "tokens",
+    "addresses",
+)  # fmt: skip
 """Modules of districomp without I/O and clock: all of ours that a core may import."""
 PURE_OURS = ("districomp.__version__", *(f"districomp.{name}" for name in PURE_SHARED))
 

@@ -12,6 +12,7 @@ from dcoord.core.fleet import Worker
 from dcoord.core.job import Job
 from dcoord.core.records import ResumeRecord
 from dcoord.core.reports import write_outcome
+from dcoord.core.rights import Principal, owns
 from dcoord.core.task import Lease
 from districomp.messages import Cancel, Refused, Retry, Stop
 from districomp.model import CANCELLED, FAILED, QUEUED, RUNNING, SKIPPED
@@ -21,9 +22,9 @@ if TYPE_CHECKING:
     from dcoord.core.core import Core
 
 
-def on_cancel(core: "Core", peer: int, message: Cancel) -> None:
+def on_cancel(core: "Core", peer: int, principal: Principal, message: Cancel) -> None:
     """Cancel a job or some of its tasks: recorded at once, later reports are refused. The driver answers with the document."""
-    job = _job_of(core, peer, message)
+    job = _job_of(core, peer, principal, message)
     if job is None:
         return
     if any(not 0 <= index < job.record.count for index in message.indexes):
@@ -35,7 +36,7 @@ def on_cancel(core: "Core", peer: int, message: Cancel) -> None:
         core.answers.append((peer, message.request, job.id))
 
 
-def _job_of(core: "Core", peer: int, message: Cancel | Retry) -> Job | None:
+def _job_of(core: "Core", peer: int, principal: Principal, message: Cancel | Retry) -> Job | None:
     """The job that a request names; None after it was refused."""
     job = core.jobs.get(message.job)
     if core.degraded:
@@ -44,6 +45,10 @@ def _job_of(core: "Core", peer: int, message: Cancel | Retry) -> Job | None:
     if job is None:
         text = f"there is no job {message.job}; see: dctl job list"
         core.effects.append(Send(peer, Refused(message.request, "unknown_job", text)))
+    elif not owns(principal, job.record.user):
+        text = f"job {message.job} is not yours, and your role is {principal.role}"
+        core.effects.append(Send(peer, Refused(message.request, "not_allowed", text)))
+        return None
     return job
 
 
@@ -115,9 +120,9 @@ def is_failed_enough(job: Job) -> bool:
 # ---- queueing again ----
 
 
-def on_retry(core: "Core", peer: int, message: Retry) -> None:
+def on_retry(core: "Core", peer: int, principal: Principal, message: Retry) -> None:
     """Queue again what failed (or was cancelled or skipped). The driver answers with the document."""
-    job = _job_of(core, peer, message)
+    job = _job_of(core, peer, principal, message)
     if job is None:
         return
     if job.is_ended:

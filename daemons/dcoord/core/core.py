@@ -10,27 +10,45 @@ from typing import Final
 
 import msgspec
 
-from dcoord.core import cancel, join, place, reports, submit
+from dcoord.core import access, administer, cancel, enrol, join, place, reports, submit
 from dcoord.core.backlog import Backlog
 from dcoord.core.effects import Close, Effect, Send
-from dcoord.core.events import DefinitionsChanged, Degraded, Events, Gone, JobRead, PayloadRead, Received, SpaceLeft
+from dcoord.core.events import (
+    AuthoritiesChanged,
+    DefinitionsChanged,
+    Degraded,
+    Events,
+    Gone,
+    JobRead,
+    PayloadRead,
+    Received,
+    SpaceLeft,
+)
 from dcoord.core.fleet import Fleet, Worker
 from dcoord.core.job import Job
 from dcoord.core.records import JobEndRecord, Record, Restored, WorkerRecord
+from dcoord.core.rights import Principal, may
+from dcoord.core.trust import Trust
 from districomp.errors import RemoteProtocolError
 from districomp.messages import (
+    PROTOCOL_VERSION,
     Ack,
+    AskGrant,
     Cancel,
+    Enrol,
     Goodbye,
     Has,
     Heartbeat,
     HelloClient,
+    HelloGuest,
     HelloWeb,
     HelloWorker,
     Inventory,
     Items,
     Message,
     Query,
+    Refused,
+    Renew,
     Reports,
     Results,
     Retry,
@@ -56,6 +74,11 @@ class Settings(msgspec.Struct, frozen=True):
     cluster: str
     name: str
     lease_s: float = 15.0
+    insecure: bool = False
+    """Everybody is believed, and nobody is enrolled."""
+    grant_key: bytes = b""
+    certificate_s: float = 30 * 86400.0
+    """How long a certificate is good."""
 
 
 class Core:
@@ -68,6 +91,9 @@ class Core:
         self.begun = now
         self.epoch = restored.epoch
         self.degraded = ""
+        self.trust = Trust(restored.tokens, restored.identities, insecure=settings.insecure)
+        self.principals: dict[int, Principal] = {}
+        """Who each connection has proved to be; whoever is not here is not heard."""
         self.fleet = Fleet()
         self.backlog = Backlog()
         self.jobs: dict[int, Job] = {}
@@ -116,8 +142,7 @@ class Core:
             if isinstance(event, Received):
                 self._on_received(event)
             elif isinstance(event, Gone):
-                join.on_gone(self, event.peer)
-                submit.drop_drafts(self, event.peer)
+                self._on_gone(event.peer)
             elif isinstance(event, PayloadRead):
                 self._on_payload(event)
             elif isinstance(event, JobRead):
@@ -126,6 +151,8 @@ class Core:
                 self.definitions = event.definitions
             elif isinstance(event, SpaceLeft):
                 self.free_bytes = event.free_bytes
+            elif isinstance(event, AuthoritiesChanged):
+                administer.on_authorities_changed(self, event)
             elif isinstance(event, Degraded):
                 self._on_degraded(event)
         for peer, serials in self._acks.items():
@@ -173,10 +200,26 @@ class Core:
 
     # ---- for the other modules of the core ----
 
-    def welcome(self) -> Welcome:
+    def welcome(self, principal: Principal) -> Welcome:
         """The answer to an accepted greeting."""
         settings = self.settings
-        return Welcome(1, settings.cluster, settings.name, self.epoch, settings.lease_s, self.data_url, self.now)
+        renew_s = 0.0
+        if principal.expires:
+            # At two thirds; at once if that has passed.
+            renew_s = max(0.1, principal.expires - self.now - settings.certificate_s / 3)
+        return Welcome(
+            PROTOCOL_VERSION,
+            settings.cluster,
+            settings.name,
+            self.epoch,
+            settings.lease_s,
+            self.data_url,
+            self.now,
+            principal.role,
+            principal.user,
+            self.trust.authorities,
+            renew_s,
+        )
 
     def take_tokens(self, count: int) -> int:
         """The first of `count` lease tokens in a row that were never given."""
@@ -267,17 +310,50 @@ class Core:
 
     def _on_received(self, event: Received) -> None:
         message: Message = event.message
-        worker = self.fleet.by_peer.get(event.peer)
+        principal = self.principals.get(event.peer) or self._greet(event)
+        if principal is None:
+            return
         try:
+            if not may(principal, message):
+                self._forbid(event.peer, principal, message)
+                return
+            worker = self.fleet.by_peer.get(event.peer)
             if worker is not None:
                 worker.heard = max(worker.heard, event.at)
-                self._on_worker(worker, message)
+                self._on_worker(worker, principal, message, event)
             else:
-                self._on_other(event, message)
+                self._on_other(event, principal, message)
         except RemoteProtocolError as error:
             self.effects.append(Close(event.peer, "protocol", str(error)))
 
-    def _on_worker(self, worker: Worker, message: Message) -> None:
+    def _greet(self, event: Received) -> Principal | None:
+        """Take note of who greets; None if it is refused, or was cut off and its connection is not closed yet."""
+        principal = event.principal
+        if principal is None or not isinstance(event.message, HelloWorker | HelloClient | HelloWeb | HelloGuest):
+            return None
+        refusal = self.trust.refusal(principal)
+        if refusal is not None:
+            self.effects.append(Close(event.peer, *refusal))
+            return None
+        self.principals[event.peer] = principal
+        enrol.schedule_end(self, event.peer, principal.expires)
+        return principal
+
+    def _forbid(self, peer: int, principal: Principal, message: Message) -> None:
+        text = f"the role {principal.role} may not send {type(message).__name__}"
+        request = getattr(message, "request", None)
+        if request is None:
+            enrol.cut(self, peer, "not_allowed", text)
+        else:
+            self.effects.append(Send(peer, Refused(request, "not_allowed", text)))
+
+    def _on_gone(self, peer: int) -> None:
+        join.on_gone(self, peer)
+        submit.drop_drafts(self, peer)
+        enrol.end_pending(self, peer)
+        self.principals.pop(peer, None)
+
+    def _on_worker(self, worker: Worker, principal: Principal, message: Message, event: Received) -> None:
         if isinstance(message, Reports):
             reports.on_reports(self, worker, message)
         elif isinstance(message, Heartbeat):
@@ -290,25 +366,43 @@ class Core:
             join.on_inventory(self, worker, message)
         elif isinstance(message, Has):
             join.on_has(self, worker, message)
+        elif isinstance(message, AskGrant):
+            access.on_ask_grant(self, worker.peer, principal, message)
+        elif isinstance(message, Renew):
+            enrol.on_renew(self, event, principal, message)
         elif not isinstance(message, Goodbye):
             raise RemoteProtocolError(f"a worker does not send {type(message).__name__}")
 
-    def _on_other(self, event: Received, message: Message) -> None:
-        if isinstance(message, HelloWorker):
-            join.on_hello_worker(self, event.peer, message, event.address, event.at)
-        elif isinstance(message, HelloClient | HelloWeb):
-            refusal = join.refuse_version(message.version)
-            self.effects.append(Close(event.peer, *refusal) if refusal else Send(event.peer, self.welcome()))
-        elif isinstance(message, Submit):
-            submit.on_submit(self, event.peer, message, event.fault)
-        elif isinstance(message, Items):
-            submit.on_items(self, event.peer, message, event.fault)
-        elif isinstance(message, Cancel):
-            cancel.on_cancel(self, event.peer, message)
-        elif isinstance(message, Retry):
-            cancel.on_retry(self, event.peer, message)
-        elif not isinstance(message, _NOT_FOR_THE_CORE):
-            raise RemoteProtocolError(f"a client does not send {type(message).__name__}")
+    def _on_other(self, event: Received, principal: Principal, message: Message) -> None:
+        peer = event.peer
+        match message:
+            case HelloWorker():
+                join.on_hello_worker(self, principal, message, event)
+            case HelloClient() | HelloWeb():
+                refusal = join.refuse_version(message.version)
+                self.effects.append(Close(peer, *refusal) if refusal else Send(peer, self.welcome(principal)))
+            case HelloGuest():
+                enrol.on_hello_guest(self, peer, message)
+            case Enrol():
+                enrol.on_enrol(self, event, principal, message)
+            case Renew():
+                enrol.on_renew(self, event, principal, message)
+            case Submit():
+                if principal.role not in ("admin", "web") or not message.user:
+                    message.user = principal.user
+                submit.on_submit(self, peer, message, event.fault)
+            case Items():
+                submit.on_items(self, peer, message, event.fault)
+            case Cancel():
+                cancel.on_cancel(self, peer, principal, message)
+            case Retry():
+                cancel.on_retry(self, peer, principal, message)
+            case AskGrant():
+                access.on_ask_grant(self, peer, principal, message)
+            case _ if isinstance(message, administer.Command):
+                administer.on_command(self, event, message)
+            case _ if not isinstance(message, _NOT_FOR_THE_CORE):
+                raise RemoteProtocolError(f"a client does not send {type(message).__name__}")
 
     def _on_payload(self, event: PayloadRead) -> None:
         job = self.active.get(event.job)

@@ -69,11 +69,12 @@ class Degraded(Event):
 class AuthoritiesChanged(Event):
     """The authorities (DER) that the coordinator is known by, the newest first, each with its end (Unix seconds).
 
-    `rotated`: (peer, request) of the RotateAuthority that this carries out.
+    `grant_key`: what grants are signed with from now on. `rotated`: (peer, request) of the RotateAuthority that this carries out.
     """
 
     authorities: list[bytes]
     until: list[float]
+    grant_key: bytes = b""
     rotated: tuple[int, int] | None = None
 
 

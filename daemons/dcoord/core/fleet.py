@@ -3,6 +3,8 @@
 Knows leases only as things that a worker holds; what they mean is the job's and `reports.py`'s.
 """
 
+from msgspec.structs import replace
+
 from dcoord.core.task import Lease
 from districomp.messages import HelloWorker, Machine
 from districomp.taskdef import Requires
@@ -74,6 +76,12 @@ class Worker:
         self.known_definitions.clear()
         self.programs.clear()
         self.asked.clear()
+
+    def add_labels(self, labels: list[str]) -> None:
+        """Give it the labels of the token that it came with, beside its own."""
+        missing = [label for label in labels if label not in self.machine.labels]
+        if missing:
+            self.machine = replace(self.machine, labels=[*self.machine.labels, *missing])
 
     def lacks(self, requires: Requires) -> str:
         """What the machine is known to lack of a requirement, for people; '' if nothing is known to be missing."""

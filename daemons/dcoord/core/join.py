@@ -7,10 +7,12 @@ has been silent for a whole lease, or when it comes back without it.
 from typing import TYPE_CHECKING
 
 from dcoord.core.effects import Close, Send
+from dcoord.core.events import Received
 from dcoord.core.fleet import Worker
 from dcoord.core.job import Job
 from dcoord.core.records import WorkerRecord
 from dcoord.core.reports import end_attempts, write_outcome
+from dcoord.core.rights import Principal
 from dcoord.core.task import Lease
 from districomp.errors import RemoteProtocolError
 from districomp.messages import PROTOCOL_VERSION, Ask, Has, HelloWorker, Inventory, Stop
@@ -27,9 +29,10 @@ ASK_AGAIN_S = 30.0
 """How often machines are asked again for a program that they lacked, while a job waits for it."""
 
 
-def on_hello_worker(core: "Core", peer: int, hello: HelloWorker, address: str, at: float) -> None:
+def on_hello_worker(core: "Core", principal: Principal, hello: HelloWorker, event: Received) -> None:
     """A worker wants to join: welcome it, or say why not."""
-    refusal = refuse_version(hello.version) or _refuse(core, hello)
+    peer, address, at = event.peer, event.address, event.at
+    refusal = refuse_version(hello.version) or _refuse(core, principal, hello)
     if refusal is not None:
         core.effects.append(Close(peer, *refusal))
         return
@@ -44,10 +47,13 @@ def on_hello_worker(core: "Core", peer: int, hello: HelloWorker, address: str, a
         _lose_leases(core, worker)
     is_new = worker.heard == 0.0 or worker.is_lost
     core.fleet.attach(worker, hello, peer, address, at)
+    identity = core.trust.identities.get(worker.id)
+    if identity is not None:
+        worker.add_labels(identity.labels)
     if is_new:
         core.effects.append(WorkerRecord(worker.id, worker.name, True, at))
         core.schedule_silence(worker, at)
-    core.effects.append(Send(peer, core.welcome()))
+    core.effects.append(Send(peer, core.welcome(principal)))
 
 
 def refuse_version(version: int) -> tuple[str, str] | None:
@@ -57,8 +63,10 @@ def refuse_version(version: int) -> tuple[str, str] | None:
     return "version", f"this coordinator speaks protocol {PROTOCOL_VERSION}, you speak {version}: update the older one"
 
 
-def _refuse(core: "Core", hello: HelloWorker) -> tuple[str, str] | None:
-    if hello.cluster not in ("", core.settings.cluster, core.settings.name):
+def _refuse(core: "Core", principal: Principal, hello: HelloWorker) -> tuple[str, str] | None:
+    if principal.identity != hello.worker:
+        return "not_allowed", f"your certificate is for {principal.identity}, not for the worker {hello.worker:.64}"
+    if hello.cluster not in ("", core.settings.cluster, core.settings.name, *core.trust.clusters):
         return "cluster", f"this is cluster {core.settings.name} ({core.settings.cluster}), not {hello.cluster}"
     if core.degraded:
         return "degraded", core.degraded

@@ -7,6 +7,7 @@ the running. Never looks at all queued tasks or at all workers.
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
+from dcoord.core.access import item_grant
 from dcoord.core.effects import ReadPayload, Send
 from dcoord.core.fleet import KNOWN_MAX, Worker
 from dcoord.core.job import Job
@@ -14,7 +15,7 @@ from dcoord.core.payload import KEPT_BYTES_MAX, items_bytes
 from dcoord.core.records import FrontierRecord
 from dcoord.core.task import Lease
 from districomp.messages import BATCH_BYTES, BATCH_TASKS, Assign, Define, JobSpec, Recall
-from districomp.model import Item
+from districomp.model import Blob, Item, item_content
 from districomp.taskdef import Requires, encode_definition
 
 if TYPE_CHECKING:
@@ -134,6 +135,17 @@ def _assign(core: "Core", worker: Worker, job: Job, indexes: list[int], now: flo
         _send_items(core, worker, job, Assign(job.id, token, indexes, attempts))
 
 
+def _grants(core: "Core", worker: Worker, part: Assign) -> list[str]:
+    """The rights to fetch the large ones among these items; empty if there are none."""
+    is_large = [isinstance(item_content(item), Blob) for item in part.items]
+    if not any(is_large):
+        return []
+    return [
+        item_grant(core, worker, part.lease + i, part.job, index) if is_large[i] else ""
+        for i, index in enumerate(part.indexes)
+    ]
+
+
 def _send_items(core: "Core", worker: Worker, job: Job, whole: Assign) -> None:
     """Send with items, cut by bytes; then drop the chunk if it is handed out, and read the next one ahead."""
     payloads = job.payloads
@@ -148,6 +160,7 @@ def _send_items(core: "Core", worker: Worker, job: Job, whole: Assign) -> None:
         end = _cut(items, start)
         attempts = whole.attempts[start:end]
         part = Assign(job.id, whole.lease + start, indexes[start:end], attempts, items[start:end])
+        part.grants = _grants(core, worker, part)
         core.effects.append(Send(worker.peer, part))
         start = end
     if job.cursor >= payloads.chunk_of(indexes[-1])[1]:

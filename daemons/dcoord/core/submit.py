@@ -62,6 +62,8 @@ def on_submit(core: "Core", peer: int, message: Submit, fault: tuple[str, str] |
             raise _Refusal(*fault)
         known = core.request_ids.get(message.request_id) if message.request_id else None
         if known is not None:
+            if core.jobs[known].record.user != message.user:
+                raise _Refusal("bad_request", "this request id belongs to somebody else's job; use a new UUID")
             if message.last:
                 job = core.jobs[known]
                 core.effects.append(Send(peer, Accepted(message.request, job.id, job.record.count)))

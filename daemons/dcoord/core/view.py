@@ -3,6 +3,7 @@
 What the core has forgotten (attempts, results, the tasks of ended jobs) the driver adds from the journal.
 """
 
+from dcoord.core.administer import pending_document, revoked_document
 from dcoord.core.core import Core
 from dcoord.core.fleet import Worker
 from dcoord.core.job import Job
@@ -56,9 +57,14 @@ def _eta_s(job: Job, now: float) -> float | None:
 
 
 def worker_documents(core: Core, now: float) -> list[WorkerDocument]:
-    """`dctl worker list`: the present ones, then the lost."""
-    present = [_worker_document(worker, now) for worker in core.fleet.by_id.values()]
-    return present + [_worker_document(worker, now) for worker in core.fleet.lost.values()]
+    """`dctl worker list`: the pending ones, those that are here, the lost, the revoked."""
+    documents = [pending_document(pending, now) for pending in core.trust.pending.values()]
+    documents += [_worker_document(worker, now) for worker in core.fleet.by_id.values()]
+    documents += [_worker_document(worker, now) for worker in core.fleet.lost.values()]
+    for identity in core.trust.identities.values():
+        if identity.role == "worker" and identity.revoked and not identity.removed:
+            documents.append(revoked_document(identity, now))
+    return documents
 
 
 def _worker_document(worker: Worker, now: float) -> WorkerDocument:
