@@ -23,12 +23,17 @@ SHORTCUTS: Final = {
     "logs": ("dctl.task", "logs", "What a task wrote to standard error."),
     "explain": ("dctl.task", "explain", "Why a task is where it is."),
     "status": ("dctl.status", "status", "The cluster in figures."),
+    "ui": ("dctl.ui", "ui", "Open the cluster's pages in a browser."),
+    "join": ("dctl.join", "join", "Join a cluster with a token."),
 }
 NOUNS: Final = {
     "job": ("dctl.job", "job", "List, show, retry and cancel jobs."),
     "task": ("dctl.task", "task", "List and show tasks."),
-    "worker": ("dctl.worker", "worker", "List workers."),
+    "worker": ("dctl.worker", "worker", "List workers; approve, revoke and remove them."),
     "def": ("dctl.definition", "definition", "List, show, write and check definitions."),
+    "token": ("dctl.token", "token", "Make, list and revoke join tokens."),
+    "enrol": ("dctl.enrol", "enrol", "Let every pending worker in for a while."),
+    "ca": ("dctl.ca", "authority", "Give the cluster a new authority."),
 }
 COMMANDS: Final = SHORTCUTS | NOUNS
 

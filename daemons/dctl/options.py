@@ -4,6 +4,7 @@ Owns the spelling of the command line. Must not know what a command does with it
 """
 
 import re
+import sys
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
@@ -120,6 +121,22 @@ def output_options(command: F) -> F:
     quiet = click.option("-q", "--quiet", is_flag=True, expose_value=False, callback=choose, help="Print ids only.")
     as_json = click.option("--json", is_flag=True, expose_value=False, callback=choose, help="Print JSON.")
     return quiet(as_json(command))
+
+
+def yes_option(command: F) -> F:
+    """`--yes`, for verbs that ask."""
+    return click.option("--yes", is_flag=True, help="Do not ask; needed where there is no terminal to ask on.")(command)
+
+
+def ask_first(yes: bool, doing: str, question: str) -> None:
+    """Ask on a terminal, unless --yes was given; elsewhere it is needed. UsageError, or the end of the command if no."""
+    if yes:
+        return
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise UsageError(f"{doing} needs --yes where there is no terminal to ask on; nothing was changed")
+    if not click.confirm(question, err=True):
+        message("nothing was changed")
+        raise click.exceptions.Exit(1)
 
 
 def connect() -> Client:

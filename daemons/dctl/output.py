@@ -27,6 +27,9 @@ _COLOURS: Final = {
     "lost": "31",
     "revoked": "31",
     "quarantined": "31",
+    "valid": "32",
+    "expired": "33",
+    "used up": "33",
     "cancelled": "33",
     "skipped": "33",
     "pending": "33",
@@ -133,6 +136,17 @@ def ago(iso: str | None) -> str:
     if iso is None:
         return "-"
     return f"{span(max(0.0, (datetime.now(UTC) - parse_time(iso)).total_seconds()))} ago"
+
+
+def until(iso: str) -> str:
+    """How far off a time of a document is, or how long ago it was."""
+    left_s = (parse_time(iso) - datetime.now(UTC)).total_seconds()
+    return f"in {span(left_s)}" if left_s >= 0 else ago(iso)
+
+
+def moment(iso: str) -> str:
+    """A time of a document as the clock on the wall shows it."""
+    return parse_time(iso).astimezone().strftime("%d %b %Y %H:%M")
 
 
 def parse_time(iso: str) -> datetime:

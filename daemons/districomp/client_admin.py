@@ -39,9 +39,9 @@ class Admin:
         """Let a pending worker in (name or id), for which these words were compared."""
         return self._client.ask(WorkerDocument, lambda _link, request: Admit(request, worker, words))[0]
 
-    def revoke(self, worker: str, *, remove: bool = False) -> list[WorkerDocument]:
-        """Refuse a worker (name or id) from now on; `remove`: and forget it. Its document, if there still is one."""
-        return self._client.ask(WorkerDocument, lambda _link, request: Revoke(request, worker, remove))
+    def revoke(self, worker: str, *, remove: bool = False) -> WorkerDocument:
+        """Refuse a worker (name or id) from now on; `remove`: and forget it."""
+        return self._client.ask(WorkerDocument, lambda _link, request: Revoke(request, worker, remove))[0]
 
     def open_enrolment(self, for_s: float) -> EnrolmentDocument:
         """Let every pending worker in for so many seconds; 0 ends that."""

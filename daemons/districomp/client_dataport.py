@@ -21,6 +21,12 @@ class _VerifiedConnection(http.client.HTTPConnection):
         self._context = context
         self._name = name
 
+    def putrequest(self, method: str, url: str, skip_host: bool = False, skip_accept_encoding: bool = False) -> None:
+        """As http.client, but asking for the cluster: whatever name or address leads there, it must not matter."""
+        super().putrequest(method, url, skip_host=True, skip_accept_encoding=skip_accept_encoding)
+        if not skip_host:
+            self.putheader("Host", self._name)
+
     def connect(self) -> None:
         """As http.client, then the handshake. ssl.SSLCertVerificationError if it is somebody else."""
         super().connect()

@@ -14,13 +14,16 @@ from typing import Any, Final, TypeVar
 
 from districomp import enrolment
 from districomp.config import Paths, load_worker
-from districomp.errors import ConfigError, UnreachableError
+from districomp.errors import ConfigError, NotAllowedError, RefusedError, UnreachableError
 from districomp.identity import Identity
-from districomp.messages import Machine
 from districomp.tokens import JoinToken
 
 FIND_S: Final = 10.0
 NAME_CHARS_MAX: Final = 63
+NOT_LET_IN: Final = frozenset(
+    ("bad_token", "token_expired", "token_used_up", "token_revoked", "not_allowed", "too_many")
+)
+"""What a coordinator refuses a token with, rather than the request."""
 
 T = TypeVar("T")
 Host = tuple[str, int]
@@ -33,13 +36,12 @@ def joined(
     worker: str = "",
     name: str = "",
     slots: int = 0,
-    machine: Machine | None = None,
     interfaces: list[str] | None = None,
     timeout_s: float = FIND_S,
 ) -> Identity:
     """An identity for a token, from one of these addresses, else from where mDNS says that its cluster is.
 
-    UnreachableError, TrustError or RefusedError, as `enrolment.enrol`; the token is in none of them.
+    UnreachableError, TrustError, NotAllowedError (the token is no good), RefusedError; the token is in none of them.
     """
     addresses = list(where) or found(token.cluster, timeout_s, interfaces)
     if not addresses:
@@ -48,19 +50,16 @@ def joined(
             "running there, and are both machines in one network? If it passes no multicast, name the address: "
             "DISTRICOMP_COORDINATOR=HOST:PORT"
         )
-    return aside(
-        lambda: enrolment.enrol(
-            addresses,
-            role=token.role,
-            worker=worker,
-            name=name or client_name(),
-            slots=slots,
-            machine=machine or Machine(),
-            token=token,
-            cluster="",
-            on_pending=_silent,
+    try:
+        return aside(
+            lambda: enrolment.enrol(
+                addresses, role=token.role, worker=worker, name=name or client_name(), slots=slots, token=token
+            )
         )
-    )
+    except RefusedError as error:
+        if error.code in NOT_LET_IN:
+            raise NotAllowedError(str(error)) from error
+        raise
 
 
 def found(cluster: str, timeout_s: float, interfaces: list[str] | None = None) -> list[Host]:
@@ -124,7 +123,3 @@ def aside(start: Callable[[], Coroutine[Any, Any, T]]) -> T:
 def worker_folder(paths: Paths) -> Path:
     """Where this machine's worker keeps its identity."""
     return paths.worker_state / "identity"
-
-
-def _silent(_words: str) -> None:
-    """Nobody is asked to compare words with a token."""

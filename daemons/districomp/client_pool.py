@@ -9,8 +9,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple, TypeVar
-from urllib.parse import urlsplit
 
+from districomp.addresses import reached_url
 from districomp.client_address import Address, given_addresses
 from districomp.client_link import Link, remaining_s
 from districomp.client_socket import BrokenOffError, LinkLostError
@@ -26,6 +26,8 @@ FIND_S: Final = 3.0
 """How long mDNS is asked where a cluster is that is no longer where it was."""
 LOSSES_MAX: Final = 16
 """So many connections that break before an answer are no restart, but something the coordinator does not bear."""
+
+LOOPBACK: Final = "127.0.0.1"
 
 T = TypeVar("T")
 
@@ -236,11 +238,7 @@ class LinkPool:
 
 def _place_of(link: Link) -> DataPlace:
     """The data port as a connection knows it. An address of every interface means where we reached the coordinator."""
-    url = link.data_url
-    parts = urlsplit(url)
-    if parts.hostname in ("0.0.0.0", "::"):
-        host = link.address.host or "127.0.0.1"
-        url = f"{parts.scheme}://[{host}]:{parts.port}" if ":" in host else f"{parts.scheme}://{host}:{parts.port}"
+    url = reached_url(link.data_url, link.address.host or LOOPBACK)
     return DataPlace(url, link.welcome.cluster, link.authorities)
 
 

@@ -142,15 +142,13 @@ class Trust:
 
     def renewed(self, key: "NewKey", enrolled: "Enrolled") -> None:
         """Take over a new certificate. TrustError if it does not fit the key."""
-        from districomp.enrolment import assemble
+        from districomp.enrolment import renewed
 
         with self._lock:
             old = self.known()
             if old is None:
                 raise TrustError(NO_IDENTITY)
-            self._write(
-                assemble(enrolled, key, role=old.role, name=old.name, source=old.source, addresses=old.addresses)
-            )
+            self._write(renewed(old, enrolled, key))
 
     def _write(self, identity: "Identity") -> None:
         """Keep an identity; one that cannot be written is used all the same, and the person is told."""

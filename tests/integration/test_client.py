@@ -13,8 +13,8 @@ import pytest
 import districomp
 from districomp import client_pool, client_results
 from districomp.client import Client
-from districomp.client_items import FRAME_ITEMS_MAX, Lines
 from districomp.client_address import CONTROL_PORT, local_sockets, parse_address
+from districomp.client_items import FRAME_ITEMS_MAX, Lines
 from districomp.config import Paths
 from districomp.documents import StatusDocument
 from districomp.errors import (
