@@ -250,7 +250,9 @@ def _pack(build: Build, name: str, tree: Path, output: Path) -> Path:
     assert architecture is not None, f"{source}/control names no architecture"
     package = output / f"{name}_{build.version}_{architecture[1]}.deb"
     environment = {**os.environ, "SOURCE_DATE_EPOCH": str(build.epoch)}
-    _output("dpkg-deb", "--root-owner-group", "-Zxz", "--build", str(tree), str(package), environment=environment)
+    _output(
+        "dpkg-deb", "--root-owner-group", "-Zxz", "-z1", "--build", str(tree), str(package), environment=environment
+    )
     return package
 
 
