@@ -5,6 +5,7 @@ authority and name, never an address and never the time (a booted PC may have an
 Must not import `cryptography`: a command that only connects starts without it. `keys.py` makes what is loaded here.
 """
 
+import base64
 import contextlib
 import os
 import re
@@ -25,7 +26,7 @@ NO_CHECK_TIME: Final = ssl.VerifyFlags(0x200000)
 """X509_V_FLAG_NO_CHECK_TIME (OpenSSL >= 1.1.0), which Python has no name for."""
 
 _HOLDER: Final = re.compile(r"districomp://([a-z2-7]{26})/(worker|submit|admin|read)/([A-Za-z0-9][A-Za-z0-9_.-]{0,63})")
-_BLOCK: Final = re.compile(r"-----BEGIN CERTIFICATE-----\s.*?\s-----END CERTIFICATE-----", re.DOTALL)
+_BLOCK: Final = re.compile(r"-----BEGIN CERTIFICATE-----\s(.*?)\s-----END CERTIFICATE-----", re.DOTALL)
 
 
 class Holder(NamedTuple):
@@ -125,7 +126,9 @@ def from_pem(text: bytes) -> list[bytes]:
     if len(text) > PEM_BYTES_MAX:
         raise TrustError(f"certificates of more than {PEM_BYTES_MAX // 1024} KiB are not read")
     try:
-        return [ssl.PEM_cert_to_DER_cert(block) for block in _BLOCK.findall(text.decode("ascii"))]
+        # Python's own way back leaves out what is no base64.
+        blocks = _BLOCK.findall(text.decode("ascii"))
+        return [base64.b64decode("".join(block.split()), validate=True) for block in blocks]
     except ValueError:  # binascii.Error and UnicodeDecodeError are
         raise TrustError("a certificate is damaged") from None
 
