@@ -2,7 +2,8 @@
 
 Owns the layout (`ROOT/ab/abcdef...`, unfinished ones in `ROOT/tmp`), durability (a blob has its name only once
 it is on disk whole) and the low-water mark of disk space. Must not know what a blob is used for, nor who may
-read it, nor decide when one is no longer needed.
+read it, nor decide when one is no longer needed. Folders are their group's as far as the umask allows: under systemd the web
+server is another user, with the group of the coordinator.
 """
 
 import errno
@@ -56,7 +57,7 @@ class BlobWriter:
         self._path = store.unfinished / secrets.token_hex(16)
         self._file = -1
         try:
-            store.unfinished.mkdir(mode=0o750, parents=True, exist_ok=True)
+            store.unfinished.mkdir(mode=0o770, parents=True, exist_ok=True)
             self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
         except OSError as error:
             raise _storage_error(error, self._path) from error
@@ -208,7 +209,7 @@ class BlobStore:
         """Give a fully written and synced file its name, durably. For BlobWriter; `name` is its SHA-256 in hex."""
         target = self.path(name)
         try:
-            target.parent.mkdir(mode=0o750)
+            target.parent.mkdir(mode=0o770)
             _sync_folder(self.root)
         except FileExistsError:
             pass

@@ -10,6 +10,7 @@ import fcntl
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
@@ -265,10 +266,14 @@ def _take_lock(path: Path) -> int:
 
 
 def _make_file(path: Path) -> None:
-    """Make the file so that only its owner reads it; SQLite gives the log's files the same mode."""
+    """Make the file so that only its owner reads it; SQLite gives the log's files the same mode.
+
+    A folder with the set-group-ID bit is shared with its group, which reads then: systemd makes one for dcoord-web.
+    """
     if path.exists():
         return
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    mode = 0o640 if path.parent.stat().st_mode & stat.S_ISGID else 0o600
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, mode))
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(folder)

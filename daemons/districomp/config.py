@@ -4,6 +4,7 @@ Owns the folders, the environment variables, the keys of both files and their de
 of sockets or of what the daemons do; opens no file but the one that it is told to read.
 """
 
+import contextlib
 import ipaddress
 import os
 import re
@@ -250,8 +251,8 @@ def parse_worker_file(data: bytes, file: str, environ: Mapping[str, str]) -> Wor
             raise ConfigError(f"DISTRICOMP_COORDINATOR: {error}") from None
         config = replace(config, coordinator=coordinator)
     check_insecure(config)
-    if token_file := environ.get("DISTRICOMP_TOKEN_FILE"):
-        config = replace(config, token_file=Path(token_file))
+    if token_file := _token_file(environ):
+        config = replace(config, token_file=token_file)
     return replace(config, name=config.name or default_name())
 
 
@@ -338,6 +339,18 @@ def _addresses(document: Document, config: CoordinatorConfig) -> list[str]:
         except ConfigError as error:
             document.problem((key, "address"), str(error))
     return found if len(found) == 3 else [LOOPBACK] * 3
+
+
+def _token_file(environ: Mapping[str, str]) -> Path | None:
+    """What DISTRICOMP_TOKEN_FILE names. A credential that the machine was not given is blank, by its unit's default."""
+    file = environ.get("DISTRICOMP_TOKEN_FILE")
+    if not file:
+        return None
+    if file.startswith(environ.get("CREDENTIALS_DIRECTORY") or "\0"):
+        with contextlib.suppress(OSError):
+            if not Path(file).read_bytes().strip():
+                return None
+    return Path(file)
 
 
 def _folder(environ: Mapping[str, str], variable: str, default: Path) -> Path:

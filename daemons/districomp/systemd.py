@@ -4,6 +4,7 @@ Owns the notification socket. Without NOTIFY_SOCKET every function does nothing,
 calls them wherever it runs. Does not decide when any of it is true.
 """
 
+import asyncio
 import os
 
 from sdnotify import SystemdNotifier
@@ -39,6 +40,14 @@ def watchdog_interval_s() -> float | None:
     if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return None
     return int(microseconds) / 2e6
+
+
+async def keep_alive() -> None:
+    """Call `watchdog()` as often as systemd waits for it, from this event loop; ends at once where it does not wait."""
+    interval_s = watchdog_interval_s()
+    while interval_s is not None:
+        watchdog()
+        await asyncio.sleep(interval_s)
 
 
 def is_supervised() -> bool:

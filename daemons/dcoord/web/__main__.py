@@ -24,7 +24,7 @@ from dcoord.web.server import Listener
 from dcoord.web.trust import Trust
 from districomp import config as configuration
 from districomp import log as logging_form
-from districomp import openfiles, program
+from districomp import openfiles, program, systemd
 from districomp.errors import DistricompError
 
 log = logging.getLogger("dcoord.web")
@@ -74,11 +74,15 @@ async def _serve(
     web_url = await _bind(plain, "web", settings.web.address, settings.web.port)
     data_url = await _bind(data, "data", settings.data.address, settings.data.port)
     linking = asyncio.create_task(link.run(web_url, data_url))
+    alive = asyncio.create_task(systemd.keep_alive())
     log.info("the statistics page is at %s, data at %s", web_url, data_url)
+    systemd.ready(f"page {web_url}")
     # What is here now stays: keep the collector from walking it again and again.
     gc.collect()
     gc.freeze()
     await stopping.wait()
+    systemd.stopping()
+    alive.cancel()
     linking.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await linking
