@@ -22,7 +22,7 @@ END_S: Final = 20.0
 
 COORDINATOR_YAML: Final = """\
 name: {name}
-listen: {{port: 0}}
+listen: {{address: 127.0.0.1, port: 0}}
 web: {{port: 0}}
 data: {{port: 0}}
 discovery: {{interfaces: [lo]}}
@@ -101,14 +101,17 @@ class Process:
 class Cluster:
     """A coordinator and its workers below one folder; a context manager that ends them all."""
 
-    def __init__(self, folder: Path, *, name: str = "", lease: str = "15s", yaml: str = "") -> None:
-        """`yaml` is added to the coordinator's configuration."""
+    def __init__(
+        self, folder: Path, *, name: str = "", lease: str = "15s", yaml: str = "", insecure: bool = False
+    ) -> None:
+        """`yaml` is added to the coordinator's configuration; `insecure`: plain TCP, nobody proves who he is."""
         self.folder = folder
+        self._insecure = "insecure: true\n" if insecure else ""
         # Two clusters of one name on one loopback interface would find each other's workers.
         self.name = name or f"demo-{uuid.uuid4().hex[:8]}"
         self.workers: dict[str, Process] = {}
         self.coordinator: Process | None = None
-        self._yaml = COORDINATOR_YAML.format(name=self.name, lease=lease) + yaml
+        self._yaml = COORDINATOR_YAML.format(name=self.name, lease=lease) + self._insecure + yaml
         self.environment = self._environment("coordinator")
         self.config = folder / "coordinator" / "config"
         (self.config / "tasks.d").mkdir(parents=True, exist_ok=True)
@@ -154,12 +157,16 @@ class Cluster:
     # ---- workers ----
 
     def start_worker(self, name: str, slots: int = 1) -> Process:
-        """Start a `dworker` with folders of its own and no address: mDNS finds the coordinator. Does not wait."""
-        environment = self._environment(name)
+        """Start a `dworker` with folders of its own and no address: mDNS finds the coordinator. Does not wait.
+
+        It shares the coordinator's runtime folder, as on any machine: by the control socket there it is enrolled.
+        """
+        environment = self._environment(name) | {"DISTRICOMP_RUNTIME_DIR": str(self.runtime)}
         config = Path(environment["DISTRICOMP_CONFIG_DIR"])
         config.mkdir(parents=True, exist_ok=True)
         file = config / "dworker.yaml"
-        file.write_text(WORKER_YAML.format(cluster=self.name, name=name, slots=slots), encoding="utf-8")
+        text = WORKER_YAML.format(cluster=self.name, name=name, slots=slots) + self._insecure
+        file.write_text(text, encoding="utf-8")
         log = self.folder / f"{name}.log"
         argv = [script("dworker"), "--config", str(file)]
         process = Process(name, argv, environment, log, config)

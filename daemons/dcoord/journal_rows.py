@@ -229,7 +229,7 @@ def _token_row(record: TokenRecord) -> Row:
 def unpack_token(columns: tuple[Any, ...]) -> TokenRecord:
     """A row of the table `tokens`."""
     *kept, labels, revoked = columns
-    return TokenRecord(*kept, _labels.decode(labels), bool(revoked))
+    return TokenRecord(*kept, labels=_labels.decode(labels), revoked=bool(revoked))
 
 
 def _identity_row(record: IdentityRecord) -> Row:
@@ -250,8 +250,10 @@ def _identity_row(record: IdentityRecord) -> Row:
 
 def unpack_identity(columns: tuple[Any, ...]) -> IdentityRecord:
     """A row of the table `identities`."""
-    *kept, labels, since, expires, revoked, removed, key = columns
-    return IdentityRecord(*kept, _labels.decode(labels), since, expires, bool(revoked), bool(removed), key)
+    identifier, role, name, token, labels, since, expires, revoked, removed, key = columns
+    return IdentityRecord(
+        identifier, role, name, token, _labels.decode(labels), since, expires, bool(revoked), bool(removed), key
+    )
 
 
 def _padded(*values: Value) -> Row:

@@ -128,7 +128,7 @@ def prepare(folder: Path) -> dict[str, str]:
     (private / "config").mkdir(parents=True)
     cluster = f"documents-{os.getpid()}-{folder.name}"
     (private / "config/dcoord.yaml").write_text(
-        f"name: {cluster}\nlisten: {{port: 0}}\nweb: {{port: 0}}\ndata: {{port: 0}}\ndiscovery: {{interfaces: [lo]}}\n"
+        f"name: {cluster}\nlisten: {{address: 127.0.0.1, port: 0}}\nweb: {{port: 0}}\ndata: {{port: 0}}\ndiscovery: {{interfaces: [lo]}}\n"
     )
     (private / "config/dworker.yaml").write_text(f"cluster: {cluster}\ndiscovery: {{interfaces: [lo]}}\n")
     return {"/tmp/dc": str(private)}

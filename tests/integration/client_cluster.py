@@ -19,7 +19,7 @@ BOUND_S = 30.0
 
 COORDINATOR_YAML = """\
 name: client-tests
-listen: {port: 0}
+listen: {address: 127.0.0.1, port: 0}
 web: {port: 0}
 data: {port: 0}
 advertise: false

@@ -128,6 +128,6 @@ class Lab:
 @pytest.fixture
 def lab(tmp_path: Path) -> Iterator[Lab]:
     """A running coordinator that is ended, and must end well, after the test."""
-    with Cluster(tmp_path, lease="2s") as cluster:
+    with Cluster(tmp_path, lease="2s", insecure=True) as cluster:
         cluster.start_coordinator()
         yield Lab(cluster)

@@ -10,7 +10,7 @@ import pytest
 
 from demo.cluster import Cluster, script
 
-CONFIG = "listen: {port: 0}\nweb: {port: 0, spawn: false}\ndata: {port: 0}\nadvertise: false\n"
+CONFIG = "listen: {address: 127.0.0.1, port: 0}\nweb: {port: 0, spawn: false}\ndata: {port: 0}\nadvertise: false\n"
 
 
 def start(tmp_path: Path, state: Path, *, file_bytes_max: int | None = None) -> "subprocess.CompletedProcess[str]":
@@ -49,7 +49,7 @@ def test_a_file_where_the_state_folder_should_be(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_at_the_start(tmp_path: Path) -> None:
-    says(start(tmp_path, tmp_path / "state", file_bytes_max=0), "journal.sqlite")
+    says(start(tmp_path, tmp_path / "state", file_bytes_max=0), "authority.json", "File too large")
 
 
 @pytest.fixture

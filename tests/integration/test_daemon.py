@@ -293,9 +293,9 @@ def test_a_port_that_is_taken_is_named(lab: Lab, tmp_path: Path) -> None:
     assert str(port) in done.stderr and "another port" in done.stderr
 
 
-def test_addresses_beyond_this_machine_are_refused(tmp_path: Path) -> None:
+def test_an_insecure_coordinator_stays_on_its_machine(tmp_path: Path) -> None:
     file = tmp_path / "open.yaml"
-    file.write_text("listen: {address: 0.0.0.0}\n")
+    file.write_text("listen: {address: 0.0.0.0}\ninsecure: true\n")
     done = subprocess.run(
         [script("dcoord"), "--check-config", "--config", str(file)], capture_output=True, text=True, check=False
     )
