@@ -240,3 +240,9 @@ def dns(cluster: str) -> list[x509.GeneralName]:
 
 def uri(cluster: str, role: str = "worker", identity: str = "w1") -> list[x509.GeneralName]:
     return [x509.UniformResourceIdentifier(f"districomp://{cluster}/{role}/{identity}")]
+
+
+def good_for(authority: Authority, cluster: str, known: bytes, who: Member | None = None) -> bool:
+    """Whether somebody who believes in `known` can connect."""
+    client = who.context(known) if who else tls.client_context([known])
+    return blocking(authority.server_context(), client, tls.server_name(cluster)).good
