@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from typing import TypeVar
 
+from msgspec.structs import replace
+
 from dcoord.core.core import Core, Settings
 from dcoord.core.effects import Close, Effect, ReadJob, ReadPayload, Send
 from dcoord.core.events import DefinitionsChanged, Events, Gone, JobRead, PayloadRead, Received
@@ -92,9 +94,10 @@ class Lab:
     def __init__(self, restored: Restored | None = None, now: float = 1_000_000.0, **settings: object) -> None:
         self.now = now
         start = restored or Restored(1, SETTINGS.cluster, {}, [], [], 0)
-        self.core = Core(SETTINGS, start, now)
+        self.core = Core(replace(SETTINGS, **settings), start, now)
         self.sent: list[tuple[int, Message]] = []
         self.closed: list[Close] = []
+        self.others: list[Effect] = []
         self.records: list[Record] = []
         self.serial = 0
         self.feed(DefinitionsChanged({d.name: d for d in (PLAIN, PARAMS, ONCE, ARM, PICKY)}))
@@ -119,6 +122,8 @@ class Lab:
                 reads.append(JobRead(effect, job))
             elif isinstance(effect, Record):
                 self.records.append(effect)
+            else:
+                self.others.append(effect)
         if reads:
             self.feed(*reads)
 

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from dcoord.core.effects import Close, Send, Sign
 from dcoord.core.events import AuthoritiesChanged, Received
-from dcoord.core.join import NAME_CHARS_MAX, refuse_version
+from dcoord.core.join import NAME_CHARS_MAX, on_gone, refuse_version
 from dcoord.core.records import IdentityRecord, TokenRecord
 from dcoord.core.rights import Principal
 from dcoord.core.trust import Asked, PendingWorker, key_hash
@@ -199,6 +199,7 @@ def schedule_end(core: "Core", peer: int, expires: float) -> None:
 def cut(core: "Core", peer: int, code: str, text: str) -> None:
     """Close a connection; from now on nothing of it is heard."""
     core.principals.pop(peer, None)
+    on_gone(core, peer)
     core.effects.append(Close(peer, code, text))
 
 

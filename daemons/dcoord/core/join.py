@@ -38,6 +38,7 @@ def on_hello_worker(core: "Core", principal: Principal, hello: HelloWorker, even
         return
     worker = core.fleet.get(hello.worker)
     if worker.peer:
+        core.principals.pop(worker.peer, None)
         core.effects.append(
             Close(worker.peer, "replaced", f"worker {hello.name} has a newer connection, from {address}")
         )
