@@ -12,6 +12,7 @@ import os
 import pty
 import select
 import socket
+import ssl
 import struct
 import subprocess
 import sys
@@ -26,6 +27,7 @@ import msgspec
 
 from districomp import wire
 from districomp.documents import Counts, JobDocument, StatusDocument
+from districomp.errors import RemoteProtocolError
 from districomp.messages import (
     PROTOCOL_VERSION,
     Accepted,
@@ -191,15 +193,26 @@ class Lab:
                 self._connections[key] = connection
             self._run(self._serve, key, connection)
 
-    def _serve(self, key: int, connection: socket.socket) -> None:
+    def _secured(self, connection: socket.socket) -> socket.socket | None:
+        """The connection as it is to be spoken on; None if the peer was sent away."""
+        return connection
+
+    def _serve(self, key: int, raw: socket.socket) -> None:
         decoder = wire.Decoder()
         decoder.greeted()
+        connection = self._secured(raw)
+        if connection is None:
+            with self._changed:
+                del self._connections[key]
+            return
+        with self._changed:
+            self._connections[key] = connection
         try:
             while data := connection.recv(65536):
                 for message in decoder.receive(data):
                     if not self._take(key, connection, message):
                         return
-        except OSError:
+        except (OSError, RemoteProtocolError):
             return
         finally:
             with self._changed:
@@ -309,9 +322,14 @@ class Lab:
 
 
 class DataPort:
-    """A data port in memory. `faults`: statuses to be answered first, in their order; 0 cuts the connection."""
+    """A data port in memory. `faults`: statuses to be answered first, in their order; 0 cuts the connection.
 
-    def __init__(self) -> None:
+    With a `context` it speaks TLS; every request's Authorization is in `authorisations`.
+    """
+
+    def __init__(self, context: ssl.SSLContext | None = None) -> None:
+        self.authorisations: list[str] = []
+        self.hosts: list[str] = []
         self.blobs: dict[str, bytes] = {}
         self.faults: list[int] = []
         self.requests: list[str] = []
@@ -340,6 +358,8 @@ class DataPort:
 
             def _answer(self, status: int, body: bytes) -> None:
                 port.requests.append(f"{self.command} {status}")
+                port.authorisations.append(self.headers.get("Authorization", ""))
+                port.hosts.append(self.headers.get("Host", ""))
                 if port.faults:
                     status, body = port.faults.pop(0), b"a fault of the lab"
                     if not status:
@@ -360,9 +380,13 @@ class DataPort:
 
         self._server = Server(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
+        if context is not None:
+            self._server.socket = context.wrap_socket(
+                self._server.socket, server_side=True, do_handshake_on_connect=False
+            )
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
         self._thread.start()
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self.url = f"http{'s' if context else ''}://127.0.0.1:{self._server.server_port}"
 
     def close(self) -> None:
         self._server.shutdown()
