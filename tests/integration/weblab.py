@@ -32,6 +32,7 @@ from districomp import keys, tls
 from districomp.documents import Counts, DefinitionDocument, JobDocument, StatusDocument, WorkerDocument
 from districomp.messages import (
     PROTOCOL_VERSION,
+    Accepted,
     AnyMessage,
     Goodbye,
     HelloClient,
@@ -110,7 +111,9 @@ class Coordinator:
         self.refuses_with: Goodbye | None = None
         self.lets_in = True
         self.ends_submissions_with: Goodbye | None = None
-        """None: submissions are taken in and never answered."""
+        """None: submissions are taken in and, without `accepts_as`, never answered."""
+        self.accepts_as = 0
+        """The job number with which whole submissions are answered."""
         self.ends_at_hello = False
         self.answer_parts = 1
         self.trusts = True
@@ -202,6 +205,8 @@ class Coordinator:
                         connection.send(Welcome(PROTOCOL_VERSION, "cluster7id", "room-12", 3, 15.0, "", at))
                 case Submit() | Items():
                     self.submitted.append(message)
+                    if self.accepts_as and message.last:
+                        connection.send(Accepted(message.request, self.accepts_as, 1))
                     if self.ends_submissions_with is not None:
                         connection.close(self.ends_submissions_with.code, self.ends_submissions_with.text)
                 case Query():
@@ -292,7 +297,7 @@ class Site:
         """Somebody with a certificate."""
         assert self.authority is not None
         key = keys.new_key()
-        issued = self.authority.sign(key.csr, role, identity, name)
+        issued = self.authority.sign(key.csr, role, identity, name or identity)
         return Party(self.authority.authorities, tls.to_pem([issued.certificate, *issued.chain]), key.key)
 
     def grant(self, verb: str, path: str = "", role: str = "worker", **changes: Any) -> str:
@@ -337,10 +342,10 @@ class Party:
     """Who connects: the authorities (DER) that it trusts, its certificate and key (PEM) if it has them."""
 
     def __init__(self, authorities: list[bytes], certificate: bytes = b"", key: bytes = b"") -> None:
-        self._parts = authorities, certificate, key
+        self.parts = authorities, certificate, key
 
     def context(self) -> ssl.SSLContext:
-        return tls.client_context(*self._parts)
+        return tls.client_context(*self.parts)
 
 
 class SecureConnection(http.client.HTTPConnection):
@@ -377,9 +382,9 @@ def exchange(
     return Answer(response.status, {name.lower(): value for name, value in response.getheaders()}, response.read())
 
 
-def job_records(number: int, items: list[Item], results: list[Payload | None]) -> list[Record]:
+def job_records(number: int, items: list[Item], results: list[Payload | None], user: str = "somebody") -> list[Record]:
     """A job in the journal: one task an item, the first len(results) done, the next failed, the rest queued."""
-    record = JobRecord(number, f"request-{number}", "somebody", "", "digest", "shell", {}, len(items), None, None, 1.0)
+    record = JobRecord(number, f"request-{number}", user, "", "digest", "shell", {}, len(items), None, None, 1.0)
     done = list(range(len(results)))
     outcome = Outcome(
         number, 1, "worker-1", [*done, len(done)], states=[DONE] * len(done) + [FAILED],

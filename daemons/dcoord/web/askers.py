@@ -95,4 +95,5 @@ class Askers:
 
 
 def _user(held: Holder) -> str:
-    return held.name
+    # As on the control port (`dcoord.listener`): the name is its holder's own choice, the identity is not.
+    return f"{held.name}/{held.identity}"
