@@ -251,7 +251,7 @@ def test_the_coordinators_own_certificate_is_nobodys_identity(authority: Authori
     [
         [],
         ["districomp://{}/worker"],
-        ["districomp://{}/root/w1"],
+        ["districomp://{}/boss/w1"],
         ["districomp://{}/worker/w1/w2"],
         ["districomp://{}/worker/../admin"],
         ["districomp://{}/worker/w1?x"],
