@@ -12,6 +12,7 @@ from districomp import __version__, program
 from districomp import config as configuration
 from districomp import log as logging_form
 from districomp.errors import ConfigError
+from districomp.secrecy import hide_memory
 
 log = logging.getLogger("dworker")
 
@@ -20,6 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The console script: ends by SystemExit with 0, 1 (cannot run), 2 (the command line) or 78 (configuration)."""
     parsed = _parser().parse_args(arguments)
     logging_form.setup("dworker", "debug" if parsed.verbose else "info")
+    hide_memory()
     with program.exits(log):
         paths = configuration.Paths.from_environment()
         config = _configure(parsed, paths)
@@ -37,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"dworker {__version__}")
     parser.add_argument("--slots", type=int, metavar="N", help="tasks at once (default: one a CPU)")
     parser.add_argument("--coordinator", metavar="HOST:PORT", help="where it is (default: found by mDNS)")
-    parser.add_argument("--token-file", type=Path, metavar="F", help="the join token (not used yet: there is no trust)")
+    parser.add_argument("--token-file", type=Path, metavar="F", help="a file with the join token")
     parser.add_argument("-v", "--verbose", action="store_true", help="log more")
     return parser
 
@@ -55,6 +57,7 @@ def _configure(parsed: argparse.Namespace, paths: configuration.Paths) -> config
         except ConfigError as error:
             raise ConfigError(f"--coordinator: {error}") from None
         config = replace(config, coordinator=parsed.coordinator)
+    configuration.check_insecure(config)
     if parsed.token_file is not None:
         config = replace(config, token_file=parsed.token_file.absolute())
     return config
@@ -62,11 +65,11 @@ def _configure(parsed: argparse.Namespace, paths: configuration.Paths) -> config
 
 async def _serve(config: configuration.WorkerConfig, paths: configuration.Paths) -> None:
     from dworker.daemon import Daemon
-    from dworker.identity import StateFolder
+    from dworker.folder import StateFolder
 
     folder = StateFolder(paths.worker_state)
     try:
-        await Daemon(config, folder).run()
+        await Daemon(config, folder, paths).run()
     finally:
         folder.close()
 

@@ -9,7 +9,7 @@ import logging
 import random
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -17,6 +17,7 @@ import msgspec
 
 from districomp.model import Blob, task_text
 from districomp.taskdef import BundleFile
+from dworker.grants import GrantError, Grants, Need, Place
 from dworker.runners.folders import emptied, remove_tree
 
 if TYPE_CHECKING:
@@ -50,7 +51,9 @@ class Bundle(msgspec.Struct, frozen=True):
 class Cache:
     """One for the daemon; to be made in a running event loop."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, grants: Grants) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._grants = grants
         self._bundles = root / "bundles"
         self._bundles.mkdir(mode=0o755, parents=True, exist_ok=True)
         self._executor = ThreadPoolExecutor(THREADS, "data")
@@ -61,13 +64,13 @@ class Cache:
         self._uploads: dict[int, asyncio.Task[None]] = {}
         self._moved = asyncio.Event()
         self._port: DataPort | None = None
-        self._url = ""
+        self._place = Place("")
 
-    def use(self, url: str) -> None:
+    def use(self, place: Place) -> None:
         """Where the data port is from now on; what waits to be tried again is tried at once."""
-        self._url = url
+        self._place = place
         if self._port is not None:
-            self._port.url = url
+            self._port.place = place
         self._moved.set()
         self._moved = asyncio.Event()
 
@@ -78,7 +81,7 @@ class Cache:
             from dworker.fetch import DataPort
 
             self._port = DataPort()
-            self._port.url = self._url
+            self._port.place = self._place
         return self._port
 
     # ---- bundles ----
@@ -114,7 +117,8 @@ class Cache:
         """In a thread: manifest, then each file, into a temporary folder that gets its name when all is there."""
         from dworker.fetch import FetchError
 
-        body = self.port.read(f"/blobs/{digest}", digest, MANIFEST_BYTES_MAX)
+        right = self._right(Need("GET", f"/bundles/{digest}"))
+        body = self.port.read(f"/blobs/{digest}", right, digest, MANIFEST_BYTES_MAX)
         files = read_manifest(body)
         unfinished = folder.with_name(f"{digest}.new")
         remove_tree(str(unfinished))
@@ -123,7 +127,7 @@ class Cache:
             target = unfinished / file.path
             target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
             try:
-                self.port.download(f"/blobs/{file.sha256}", target, file.sha256, file.size)
+                self.port.download(f"/blobs/{file.sha256}", right, target, file.sha256, file.size)
             except FetchError as error:
                 raise FetchError(f"{file.path!r} of the bundle: {error}", final=error.final) from error
             target.chmod(0o555 if file.mode & 0o111 else 0o444)
@@ -139,12 +143,18 @@ class Cache:
         self._item_next += 1
         target = self._items / str(self._item_next)
         path = f"/tasks/{task_text(job, index)}"
-        await self._fetch(lambda: self.port.download(path, target, blob.sha256.hex(), blob.size), f"the data of {path}")
+        right = self._right(Need("GET", path))
+        try:
+            await self._fetch(
+                lambda: self.port.download(path, right, target, blob.sha256.hex(), blob.size), f"the data of {path}"
+            )
+        finally:
+            self._grants.done(path)
         return target
 
     def upload(self, lease: int, path: Path, blob: Blob, done: Callable[[int], None]) -> None:
         """Bring a result to the data port, for as long as it takes; then `done(lease)`."""
-        task = asyncio.create_task(self._upload(path, blob))
+        task = asyncio.create_task(self._upload(lease, path, blob))
         self._uploads[lease] = task
 
         def ended(task: asyncio.Task[None]) -> None:
@@ -162,12 +172,32 @@ class Cache:
             if task is not None:
                 task.cancel()
 
-    async def _upload(self, path: Path, blob: Blob) -> None:
+    async def _upload(self, lease: int, path: Path, blob: Blob) -> None:
         target = f"/blobs/{blob.sha256.hex()}"
-        await self._repeat(lambda: self.port.upload(target, path, blob.size), None, "the upload of a result")
+        right = self._right(Need("PUT", target, lease))
+        try:
+            await self._repeat(lambda: self.port.upload(target, right, path, blob.size), None, "the upload of a result")
+        finally:
+            self._grants.done(target)
+
+    def _right(self, need: Need) -> Callable[[bool], str]:
+        """Gives the right that a request needs, in whichever thread it is asked for."""
+        from dworker.fetch import FetchError
+
+        def right(fresh: bool) -> str:
+            asking = asyncio.run_coroutine_threadsafe(self._grants.get(need, fresh=fresh), self._loop)
+            try:
+                return asking.result()
+            except GrantError as error:
+                raise FetchError(str(error), final=error.final) from error
+            except CancelledError:
+                raise FetchError("the worker stops") from None
+
+        return right
 
     def close(self) -> None:
         """Let the threads end."""
+        self._grants.lost()
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     async def _fetch(self, work: Callable[[], None], what: str) -> None:

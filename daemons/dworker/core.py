@@ -119,7 +119,7 @@ class WorkerCore:
                     self._looks -= len(event.programs)
                     self._send(Has(event.programs, event.found))
                 case Connected():
-                    self._on_connected(event.welcome, event.at)
+                    self._on_connected(event.welcome, event.at, event.cluster or event.welcome.cluster)
                 case Disconnected():
                     self.connected = self._resetting = False
                 case Shutdown():
@@ -166,11 +166,11 @@ class WorkerCore:
 
     # ---- the connection ----
 
-    def _on_connected(self, welcome: Welcome, at: float) -> None:
+    def _on_connected(self, welcome: Welcome, at: float, cluster: str) -> None:
         self._report()  # to be sent with the others: it must be named before the inventory is complete
-        if self._cluster and welcome.cluster != self._cluster:
+        if self._cluster and cluster != self._cluster:
             self._forget_cluster()
-        self._cluster = welcome.cluster
+        self._cluster = cluster
         self.connected, self._resetting = True, False
         self._offset_s = welcome.now - at
         self._lease_s = welcome.lease_s

@@ -12,8 +12,12 @@ import signal
 import time
 
 from districomp import systemd
-from districomp.config import WorkerConfig, parse_coordinator
+from districomp.config import LOOPBACK, Paths, WorkerConfig, parse_coordinator
+from districomp.enrolment import Applicant
+from districomp.identity import IdentityFolder
 from districomp.messages import PROTOCOL_VERSION, HelloWorker
+from districomp.model import Blob, item_content, task_text
+from districomp.tokens import is_cluster_id
 from dworker import machine
 from dworker.cache import Cache
 from dworker.core import Settings, WorkerCore
@@ -36,13 +40,16 @@ from dworker.events import (
     Uploaded,
     UseData,
 )
-from dworker.identity import StateFolder
+from dworker.folder import StateFolder
+from dworker.grants import Place
 from dworker.link import Link
 from dworker.runners import limits
 from dworker.runners.command import CommandRunner
 from dworker.runners.environment import installed
 from dworker.runners.host import Host
 from dworker.runners.stream import StreamRunner
+from dworker.search import Search
+from dworker.trust import Trust, Ways
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +57,7 @@ log = logging.getLogger(__name__)
 class Daemon:
     """`dworker`. To be made in a running event loop."""
 
-    def __init__(self, config: WorkerConfig, folder: StateFolder) -> None:
+    def __init__(self, config: WorkerConfig, folder: StateFolder, paths: Paths) -> None:
         self._config = config
         slots = config.slots or machine.cpus()
         loop = self._loop = asyncio.get_running_loop()
@@ -60,30 +67,50 @@ class Daemon:
         self._timer_at: float | None = None
         self._stopped: asyncio.Future[None] = loop.create_future()
         limits.raise_own()
-        self._core = WorkerCore(Settings(slots, time.time_ns() // 1000, limits.ISOLATION))
-        self._cache = Cache(folder.path)
+        self._core = WorkerCore(Settings(slots, time.time_ns() // 1000, limits.isolation()))
+        self._link = self._make_link(folder, slots, paths)
+        self._cache = Cache(folder.path, self._link.grants)
         self._host = Host(folder.path, slots, self._cache, self.post)
         self._commands = CommandRunner(self._host)
         self._streams = StreamRunner(self._host)
+        log.info("worker %s with %d slots, folder %s", config.name, slots, folder.path)
+
+    def _make_link(self, folder: StateFolder, slots: int, paths: Paths) -> Link:
+        """Who we are, where to go, and what the two make."""
+        config = self._config
         hello = HelloWorker(
             version=PROTOCOL_VERSION,
-            cluster=config.cluster,
+            # An id is checked here, by what its authority has signed; a name only the coordinator can tell.
+            cluster="" if is_cluster_id(config.cluster) and not config.insecure else config.cluster,
             worker=folder.worker_id(),
             name=config.name,
             slots=slots,
             machine=machine.describe(config.labels),
             process=secrets.randbits(40),
         )
-        coordinator = parse_coordinator(config.coordinator) if config.coordinator else None
-        self._link = Link(hello, coordinator, self.post)
-        log.info("worker %s (%s) with %d slots, folder %s", config.name, hello.worker, slots, folder.path)
+        alone = config.insecure and not config.insecure_network
+        search = Search(
+            parse_coordinator(config.coordinator) if config.coordinator else None,
+            config.discovery.interfaces or ([LOOPBACK] if alone else None),
+        )
+        trust = None
+        if config.insecure:
+            log.warning("insecure: connections are neither encrypted nor authenticated")
+        else:
+            ways = Ways(config.token_file, paths.control_socket, config.cluster)
+            applicant = Applicant("worker", hello.worker, config.name, slots, hello.machine)
+            trust = Trust(IdentityFolder(folder.path / "identity"), ways, search, applicant)
+        return Link(hello, search, trust, post=self.post, place=self._use_place, any_network=not alone)
+
+    def _use_place(self, place: Place) -> None:
+        self._cache.use(place)
 
     async def run(self) -> None:
         """Until SIGTERM or SIGINT, and then until everything is handed back; a second one does not wait for that."""
         for number in (signal.SIGTERM, signal.SIGINT):
             with contextlib.suppress(NotImplementedError):  # not a Unix
                 self._loop.add_signal_handler(number, self._told_to_stop)
-        link = asyncio.create_task(self._link.run(self._interfaces()))
+        link = asyncio.create_task(self._link.run())
         alive = asyncio.create_task(self._keep_systemd_alive())
         systemd.ready("looking for a coordinator")
         try:
@@ -101,10 +128,6 @@ class Daemon:
             self._streams.close()
             self._cache.close()
             await self._host.close()
-
-    def _interfaces(self) -> list[str]:
-        # There is no trust yet, so only coordinators on this machine are joined: no need to be heard outside.
-        return self._config.discovery.interfaces or ["127.0.0.1"]
 
     def _told_to_stop(self) -> None:
         if self._core.stopping:
@@ -167,6 +190,7 @@ class Daemon:
             case SendMessage():
                 self._link.send(effect.message)
             case StartAttempts():
+                self._note_needs(effect)
                 runner = self._commands if effect.definition.runner == "command" else self._streams
                 runner.start(effect)
             case StopAttempts():
@@ -179,13 +203,23 @@ class Daemon:
                 self._cache.give_up(effect.leases)
                 self._host.discard(effect.leases)
             case UseData():
-                self._cache.use(effect.url)
+                self._link.use_data(effect.url)
             case Look():
                 self._look(effect.programs)
             case Reset():
                 self._link.reset(effect.code, effect.text)
             case Exit():
                 self._stop()
+
+    def _note_needs(self, effect: StartAttempts) -> None:
+        """Which leases will have what to fetch: the coordinator gives rights to leases alone."""
+        grants = self._link.grants
+        if effect.definition.bundle:
+            grants.needed(f"/bundles/{effect.definition.bundle}", effect.leases[0])
+        for lease, index, item in zip(effect.leases, effect.indexes, effect.items, strict=False):
+            # First what costs little: nearly every item is bytes, and there may be 100,000 a second.
+            if type(item) is not bytes and isinstance(item_content(item), Blob):
+                grants.needed(f"/tasks/{task_text(effect.job, index)}", lease)
 
     def _look(self, programs: list[str]) -> None:
         """In a thread: a folder of PATH may lie on a disk that is asleep."""

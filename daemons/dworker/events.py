@@ -18,10 +18,11 @@ class Event(msgspec.Struct, gc=False):
 
 
 class Connected(Event):
-    """The coordinator accepted our greeting."""
+    """The coordinator accepted our greeting. `cluster`: which it is, also when its id has changed meanwhile; '' as the Welcome says."""
 
     welcome: Welcome
     at: float
+    cluster: str = ""
 
 
 class Disconnected(Event):

@@ -1,24 +1,32 @@
-"""The connection to the coordinator: found or given, greeted, lost, made again, for ever.
+"""The connection to the coordinator, kept: made, lost, made again, for ever.
 
-Owns which addresses are tried, when, and which cluster is the right one. What is said after the
-greeting is the core's; this only carries it, and stamps arrival times with the core's clock.
+Owns when who is tried. Where to go is `search.py`, who we are `trust.py`, one connection `session.py`.
 """
 
 import asyncio
 import contextlib
 import logging
 import random
+import ssl
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
+from msgspec.structs import replace
+
+from districomp import dial
 from districomp.config import check_loopback
-from districomp.discovery import Browser, Found
-from districomp.errors import ConfigError
-from districomp.messages import GREETING_S, AnyMessage, Goodbye, HelloWorker, Message, Welcome
+from districomp.dial import Address
+from districomp.errors import ConfigError, TrustError, UnreachableError
+from districomp.identity import Identity
+from districomp.messages import HelloWorker, Message, Welcome
 from districomp.stream import Connection
-from dworker.events import Connected, Disconnected, Events, Received
+from dworker.events import Connected, Disconnected, Events
+from dworker.grants import Grants, Place
+from dworker.search import Search
+from dworker.session import Owner, Session, Target, identifiers
+from dworker.trust import Trust
 
 log = logging.getLogger(__name__)
 
@@ -26,285 +34,244 @@ BACKOFF_FIRST_S: Final = 0.1
 BACKOFF_MAX_S: Final = 15.0
 STEADY_S: Final = 5.0
 """A connection that lasted so long was a good one: the next backoff begins anew."""
-CONNECT_S: Final = 5.0
-ALONE_S: Final = 1.0
-"""A worker that was not told its cluster joins the one that is the only one for so long."""
-NAMED_S: Final = 0.15
-"""One that was told a name joins the only one of that name after so long: answers come within 0.12 s (RFC 6762, 6)."""
-_LASTING_CODES: Final = ("version", "cluster", "replaced", "protocol")
+LOST_S: Final = 3.0
+"""The cluster that this machine's own socket let us into, if it is not found by then, may be another one by now."""
+BROKEN_OFF_MAX: Final = 3
+"""So many connections broken off before a Welcome are a certificate that is refused: the alert may be lost on its way."""
+_LASTING_CODES: Final = ("version", "cluster", "replaced", "protocol", "revoked", "not_allowed")
 """Goodbyes that will most likely be said again: no hurry to hear them."""
+_TAKEN_BACK: Final = ("revoked", "not_allowed")
+_WILDCARDS: Final = ("0.0.0.0", "::")
 
 
 class Link:
-    """Keeps a connection; `post` brings events to the core. `cluster`: name or id, '' if any."""
+    """Keeps a connection; `post` brings events to the core, `place` is called with where the data port is.
 
-    def __init__(self, hello: HelloWorker, coordinator: tuple[str, int] | None, post: Callable[[Events], None]) -> None:
+    trust: None for `insecure`; then `any_network` says whether to go to other machines.
+    """
+
+    def __init__(
+        self,
+        hello: HelloWorker,
+        search: Search,
+        trust: Trust | None,
+        *,
+        post: Callable[[Events], None],
+        place: Callable[[Place], None],
+        any_network: bool = False,
+    ) -> None:
+        self.grants = Grants(self._ask)
         self._hello = hello
-        self._fixed = coordinator
+        self._search = search
+        self._trust = trust
         self._post = post
-        self._joined = ""  # the id of the cluster that this process belongs to
-        self._found: list[Found] = []
-        self._alone: tuple[str, float] | None = None
-        self._changed = asyncio.Event()
-        self._connection: Connection | None = None
-        self._session: asyncio.Future[str] | None = None
-        self._welcomed = False
-        self._goodbye: Goodbye | None = None
-        self._expected = ""  # the id of the cluster that was found at the address, '' if that was given
-        self._refused_addresses: dict[str, None] = {}
+        self._place = place
+        self._any_network = any_network
+        self._session: Session | None = None
+        self._data_url = ""
+        self._joined = ""  # the id of the cluster that this process belongs to, as it was first
+        self._ids: list[str] = []  # every id that it had since
+        self._context: tuple[Identity, ssl.SSLContext] | None = None
+        self._broken_off = 0
+        if trust is not None:
+            trust.on_replaced = self._identity_replaced
 
     # ---- for the daemon ----
 
     def send(self, message: Message) -> None:
         """Send to the coordinator; nothing happens without a connection."""
-        if self._connection is not None:
-            self._connection.send(message)
+        if self._session is not None:
+            self._session.send(message)
 
     def reset(self, code: str, text: str) -> None:
         """End the connection with a Goodbye; another will be made."""
-        if self._connection is not None:
+        if self._session is not None:
             log.warning("closing the connection: %s", text)
-            self._connection.close(code, text)
+            self._session.close(code, text)
 
-    async def run(self, interfaces: list[str] | None) -> None:
+    def use_data(self, url: str) -> None:
+        """The coordinator says where its data port is."""
+        self._data_url = url
+        self._tell_place()
+
+    async def run(self) -> None:
         """Connect, and connect again, until cancelled. ConfigError if mDNS is needed and cannot be used."""
-        browser = None
-        if self._fixed is None:
-            browser = Browser(interfaces, self._on_found)
-            await browser.start()
+        watching = asyncio.create_task(self._trust.watch()) if self._trust is not None else None
+        failures = 0
         try:
-            failures = 0
             while True:
-                addresses = await self._addresses()
-                lasted = await self._attempt(addresses)
+                session = await self._attempt(await self._prepare())
+                lasted = session is not None and await self._stay(session)
                 failures = 0 if lasted else failures + 1
-                await self._pause(failures)
+                await self._pause(failures, session)
         finally:
-            if self._connection is not None:
-                self._connection.close("stopping", "the worker stops")
-            if browser is not None:
-                await browser.close()
+            if watching is not None:
+                watching.cancel()
+            if self._session is not None:
+                self._session.close("stopping", "the worker stops")
+            await self._search.close()
 
-    # ---- where to ----
+    # ---- before a connection ----
 
-    def _on_found(self, found: list[Found]) -> None:
-        self._found = found
-        self._changed.set()
-
-    async def _addresses(self) -> list[tuple[str, int]]:
-        """Where the right coordinator may be; waits until there is an answer."""
-        if self._fixed is not None:
-            return [self._fixed]
-        said, patient_until = "", time.monotonic() + ALONE_S
+    async def _prepare(self) -> tuple[Target, list[Address]]:
+        """Who is wanted, and where it may be; waits until there is somebody, and until we are somebody."""
+        if self._trust is None:
+            wanted = self._joined or self._hello.cluster
+            addresses, cluster = await self._search.unproven(wanted, self._any_network)
+            return Target(self._hello, cluster=cluster), addresses
         while True:
-            self._changed.clear()
-            now = time.monotonic()
-            chosen, wait_s = self._choose(now)
-            if chosen is not None:
-                usable = self._usable(chosen)
-                if usable:
-                    self._expected = chosen.cluster
-                    return usable
-            words = self._words()
-            if wait_s is None and words != said:
-                if now < patient_until:  # an answer may be on its way
-                    wait_s = patient_until - now
-                else:
-                    said = words
-                    log.log(logging.WARNING if len(self._candidates()) > 1 else logging.INFO, "%s", words)
-            # Not asyncio.wait_for, which in Python 3.11 can swallow a cancellation that comes together with the event.
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(wait_s):
-                    await self._changed.wait()
+            identity = await self._trust.get()
+            # A cluster that this machine's own socket let us into may have been made anew since.
+            wait_s = LOST_S if identity.source == "local" else None
+            looking = self._search.addresses(identity.clusters, identity.addresses, wait_s)
+            found = await self._trust.unless_changed(looking)
+            if found:
+                return Target(replace(self._hello, worker=identity.identity), identity), found
+            if found is not None:
+                self._trust.doubt(identity, "lost")
 
-    def _choose(self, now: float) -> tuple[Found | None, float | None]:
-        """The cluster to join, or how long to wait before asking again (None: until something changes)."""
-        candidates = self._candidates()
-        if len(candidates) != 1:
-            self._alone = None
-            return None, None
-        only, wanted = candidates[0], self._wanted
-        if wanted == only.cluster:
-            return only, None
-        if self._alone is None or self._alone[0] != only.cluster:
-            self._alone = (only.cluster, now + (NAMED_S if wanted else ALONE_S))
-        left = self._alone[1] - now
-        return (only, None) if left <= 0 else (None, left)
+    async def _attempt(self, wanted: tuple[Target, list[Address]]) -> Session | None:
+        """The first connection to one who proves to be the right coordinator; None if there is none."""
+        target, addresses = wanted
+        owner = Owner(self._post, self._welcomed, self._tell_place, self.grants, self._trust)
+        options: dict[str, Any] = {}
+        if target.identity is not None:
+            from districomp.tls import server_name
 
-    @property
-    def _wanted(self) -> str:
-        """The id or name of the cluster to join, '' if any will do."""
-        return self._joined or self._hello.cluster
+            name = server_name(target.identity.cluster)
+            options = {"ssl": self._tls(target.identity), "server_hostname": name}
+            options["ssl_handshake_timeout"] = dial.CONNECT_S
 
-    def _candidates(self) -> list[Found]:
-        """The clusters found that may be meant. An id is one cluster's, a name may be that of several."""
-        wanted = self._wanted
-        if not wanted:
-            return self._found
-        exact = [one for one in self._found if one.cluster == wanted]
-        return exact or [one for one in self._found if one.name == wanted]
+        async def one(host: str, port: int) -> Session:
+            session = Session(target, owner)
+            await asyncio.get_running_loop().create_connection(lambda: Connection(session), host, port, **options)
+            return session
 
-    def _usable(self, found: Found) -> list[tuple[str, int]]:
-        """Its addresses on this machine: there is no trust yet, so no other is connected to."""
-        usable = []
-        for address, port in found.addresses:
-            try:
-                usable.append((check_loopback(address), port))
-            except ConfigError:
-                if address not in self._refused_addresses and len(self._refused_addresses) < 1000:
-                    self._refused_addresses[address] = None
-                    log.warning(
-                        "%s advertises %s, another machine: not connecting in this version", found.name, address
-                    )
-        return usable
+        try:
+            address, session = await dial.first(addresses, one, Session.close)
+        except UnreachableError as error:
+            log.debug("no coordinator answers: %s", error)
+            return None
+        except TrustError as error:
+            log.warning("not connecting: %s", error)
+            return None
+        session.greet(address)
+        return session
 
-    def _words(self) -> str:
-        """What is being waited for, for people."""
-        wanted = self._wanted
-        several = sorted(self._candidates(), key=lambda one: one.cluster)
-        if wanted and len(several) > 1:
-            each = "; ".join(f"{one.cluster} at {_places(one)}" for one in several[:10])
-            return (
-                f"{len(several)} clusters are called {wanted}: {each}; joining none of them: "
-                "write the id of the right one as `cluster` in dworker.yaml"
-            )
-        seen = ", ".join(f"{one.name} ({one.cluster})" for one in self._found[:10])
-        if wanted:
-            return f"waiting for the cluster {wanted}" + (f"; seen: {seen}" if seen else "")
-        if len(self._found) > 1:
-            return f"several clusters are here: {seen}; name one as `cluster` in dworker.yaml"
-        return "waiting for a coordinator to be found"
+    def _tls(self, identity: Identity) -> ssl.SSLContext:
+        from districomp.tls import client_context
+
+        if self._context is None or self._context[0] is not identity:
+            context = client_context(identity.authorities, identity.certificate, identity.key)
+            self._context = identity, context
+        return self._context[1]
 
     # ---- one connection ----
 
-    async def _attempt(self, addresses: list[tuple[str, int]]) -> bool:
-        """Connect to whichever address answers first and stay there until it ends; whether we were welcome."""
-        self._goodbye, self._welcomed = None, False
-        session = self._session = asyncio.get_running_loop().create_future()
-        connection = await self._connect(addresses)
-        if connection is None:
-            where = ", ".join(f"{host}:{port}" for host, port in addresses[:4])
-            log.debug("no coordinator answers at %s", where)
-            return False
-        self._connection = connection
-        connection.send(self._hello)
-        timer = asyncio.get_running_loop().call_later(GREETING_S, self._check_greeting, connection)
+    async def _stay(self, session: Session) -> bool:
+        """Until the connection ends; whether it was a good one."""
+        self._session = session
         begun = time.monotonic()
-        try:
-            reason = await session
-        finally:
-            timer.cancel()
-        self._connection = None
-        if self._welcomed:
-            log.warning("lost the coordinator at %s: %s", connection.address, reason)
+        reason = await session.ended
+        self._session = None
+        if session.welcomed:
+            log.warning("lost the coordinator at %s: %s", session.place, reason)
             self._post(Disconnected())
-        elif self._goodbye is not None:
-            log.warning("the coordinator at %s refuses this worker: %s", connection.address, self._goodbye.text)
+        elif session.goodbye is not None:
+            log.warning("the coordinator at %s refuses this worker: %s", session.place, reason)
+        elif session.identity is not None:
+            log.warning("the coordinator at %s breaks off the connection: %s", session.place, reason)
         else:
-            log.info("no coordinator at %s: %s", connection.address, reason)
+            log.info("no coordinator at %s: %s", session.place, reason)
+        if session.identity is not None and self._trust is not None:
+            self._judge(session, session.identity, reason, self._trust)
         # One that ends soon again and again (the two do not understand each other) must not be tried at full speed.
-        return self._welcomed and time.monotonic() - begun >= STEADY_S
+        return session.welcomed and time.monotonic() - begun >= STEADY_S
 
-    async def _connect(self, addresses: list[tuple[str, int]]) -> Connection | None:
-        """The first connection that comes about; the others are dropped."""
-        loop = asyncio.get_running_loop()
+    def _judge(self, session: Session, identity: Identity, reason: str, trust: Trust) -> None:
+        """What a connection's end says of our identity."""
+        code = session.goodbye.code if session.goodbye is not None else ""
+        self._broken_off = 0 if session.welcomed or code else self._broken_off + 1
+        if code in _TAKEN_BACK:
+            trust.doubt(identity, "revoked")
+            log.warning("this worker may not join any more; if it should, run: dctl join TOKEN")
+        elif not session.welcomed and not code and (_is_alert(reason) or self._broken_off >= BROKEN_OFF_MAX):
+            trust.doubt(identity, "invalid")
+            log.warning("its certificate seems not to be accepted (expired?); if that goes on, run: dctl join TOKEN")
 
-        async def one(host: str, port: int) -> Connection:
-            _, connection = await loop.create_connection(lambda: Connection(self), host, port)
-            return connection
-
-        tasks = [loop.create_task(one(host, port)) for host, port in addresses]
-        winner: Connection | None = None
-        try:
-            for finished in asyncio.as_completed(tasks, timeout=CONNECT_S):
-                try:
-                    winner = await finished
-                    break
-                except (OSError, TimeoutError):
-                    continue
-        finally:
-            for task in tasks:
-                task.cancel()
-            for result in await asyncio.gather(*tasks, return_exceptions=True):
-                if isinstance(result, Connection) and result is not winner:
-                    result.close()
-        return winner
-
-    def _check_greeting(self, connection: Connection) -> None:
-        if not self._welcomed:
-            connection.close("protocol", f"no Welcome within {GREETING_S:g} s")
-
-    async def _pause(self, failures: int) -> None:
+    async def _pause(self, failures: int, session: Session | None) -> None:
         """Full jitter: anything between nothing and the bound, so that a thousand workers do not come at once."""
         bound = min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2 ** min(failures, 10))
-        if self._is_lasting():
-            bound = BACKOFF_MAX_S
         pause_s = random.uniform(0, bound)
+        if session is not None and session.goodbye is not None and session.goodbye.code in _LASTING_CODES:
+            pause_s = random.uniform(BACKOFF_MAX_S / 2, BACKOFF_MAX_S)
         if failures == 0 or failures % 10 == 1:
             log.info("reconnecting in %.1f s", pause_s)
-        self._changed.clear()
+        self._search.changed.clear()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(pause_s):
-                await self._changed.wait()
+                await self._search.changed.wait()
 
-    def _is_lasting(self) -> bool:
-        return self._goodbye is not None and self._goodbye.code in _LASTING_CODES
+    def _welcomed(self, session: Session, welcome: Welcome, now: float) -> None:
+        """It is the right one: the core goes on from here."""
+        self._session = session
+        ids = identifiers(session.identity, welcome)
+        if not any(one in ids for one in self._ids):
+            self._joined, self._ids = welcome.cluster, []
+        self._ids = list(dict.fromkeys([*self._ids, *ids]))
+        self._broken_off = 0
+        self._post(Connected(welcome, now, self._joined))
 
-    # ---- stream.Handler ----
+    def _identity_replaced(self) -> None:
+        """Somebody has put another identity in place of ours."""
+        self.reset("stopping", "there is another identity for this worker")
 
-    def opened(self, connection: Connection) -> None:
-        """See stream.Handler."""
+    def _ask(self, message: Message) -> bool:
+        return self._session is not None and self._session.send(message)
 
-    def received(self, connection: Connection, messages: list[AnyMessage], at: float) -> None:
-        """See stream.Handler. `at` is by a clock that can jump; the core's cannot."""
-        if connection is not self._connection:
-            return
-        now = time.monotonic()
-        for message in messages:
-            if isinstance(message, Goodbye):
-                self._goodbye = message
-            elif not self._welcomed:
-                self._greet(connection, message, now)
-            else:
-                self._post(Received(message, now))
+    # ---- the data port ----
 
-    def _greet(self, connection: Connection, message: AnyMessage, now: float) -> None:
-        """The first message must be a Welcome that we can accept."""
-        if not isinstance(message, Welcome):
-            connection.close("protocol", "the first message was not a Welcome")
-            return
-        if self._fixed is None and message.cluster != self._expected:
-            # Somebody else has taken over the address meanwhile.
-            connection.close("cluster", f"this is {message.name} ({message.cluster}), not {self._expected}")
+    def _tell_place(self) -> None:
+        """Say where the data port is and how it proves that it is ours."""
+        session = self._session
+        if session is None:
             return
         try:
-            check_data_url(message.data_url)
+            place = data_place(self._data_url, session, self._any_network)
         except ConfigError as error:
-            connection.close("protocol", str(error))
-            return
-        self._welcomed = True
-        self._joined = message.cluster
-        log.info("joined %s (%s) at %s", message.name, message.cluster, connection.address)
-        self._post(Connected(message, now))
-
-    def closed(self, connection: Connection, reason: str) -> None:
-        """See stream.Handler."""
-        if connection is self._connection and self._session is not None and not self._session.done():
-            self._session.set_result(self._goodbye.text if self._goodbye is not None else reason)
+            self.reset("protocol", str(error))
+        else:
+            self._place(place)
 
 
-def check_data_url(url: str) -> None:
-    """ConfigError unless this is a data port of this machine, or none at all."""
+def data_place(url: str, session: Session, any_network: bool) -> Place:
+    """The data port of a session's coordinator. ConfigError unless it is one that this worker may use."""
     if not url:
-        return
+        return Place("")
     parts = urlsplit(url)
-    if parts.scheme != "http" or parts.hostname is None:
-        raise ConfigError(f"{url!r} is not the address of a data port")
-    check_loopback(parts.hostname)
+    wanted = "http" if session.identity is None else "https"
+    try:
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port = None, None
+    if parts.scheme != wanted or not host:
+        raise ConfigError(f"{url!r:.200} is not the address of a data port ({wanted}://HOST:PORT)")
+    if host in _WILDCARDS:
+        host = session.address[0]
+    if session.identity is None:
+        if not any_network:
+            check_loopback(host)
+        return Place(_url(wanted, host, port))
+    from districomp.tls import server_name
+
+    identity = session.identity
+    return Place(_url(wanted, host, port), tuple(identity.authorities), server_name(identity.cluster))
 
 
-def _places(found: Found) -> str:
-    """Where a cluster is, for people."""
-    return ", ".join(
-        f"[{address}]:{port}" if ":" in address else f"{address}:{port}" for address, port in found.addresses[:4]
-    )
+def _url(scheme: str, host: str, port: int | None) -> str:
+    return f"{scheme}://{dial.text_of((host, port))}" if port is not None else f"{scheme}://{host}"
+
+
+def _is_alert(reason: str) -> bool:
+    """Whether a connection was ended by a TLS alert (RFC 8446, 6.2): before a Welcome, that is a refused certificate."""
+    return "alert" in reason.lower()

@@ -41,6 +41,6 @@ def describe(labels: list[str]) -> Machine:
         system=platform.system(),
         cpus=cpus(),
         memory_bytes=memory_bytes(),
-        isolation=list(limits.ISOLATION),
+        isolation=list(limits.isolation()),
         labels=labels,
     )

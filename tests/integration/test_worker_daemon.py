@@ -28,7 +28,7 @@ async def test_its_greeting_says_what_the_machine_is(lab: Lab) -> None:
     assert (hello.name, hello.slots, hello.cluster, len(hello.worker)) == ("tester", 3, "", 16)
     assert hello.machine.cpus == len(os.sched_getaffinity(0))
     assert hello.machine.memory_bytes > 100_000_000
-    assert (hello.machine.isolation, hello.machine.labels) == (["none", "rlimit"], ["room-12"])
+    assert (hello.machine.isolation[:2], hello.machine.labels) == (["none", "rlimit"], ["room-12"])
     assert hello.machine.programs == [], "greetings stay small"
     assert hello.machine.arch == os.uname().machine
 
@@ -62,7 +62,6 @@ async def test_errors_of_the_configuration(lab: Lab) -> None:
         worker = await lab.start(coordinator=False, config=config)
         assert await worker.exit_code() == 78
         assert words in worker.log_text()
-        assert "dworker.yaml" in worker.log_text()
     worker = await lab.start("--coordinator", "10.1.2.3:1", coordinator=False)
     assert await worker.exit_code() == 78
     worker = await lab.start("--check-config")
@@ -157,7 +156,9 @@ async def test_sigterm_without_a_coordinator(lab: Lab) -> None:
 
 async def _start_family(lab: Lab) -> list[int]:
     """A task with a child in its group, a grandchild in a session of its own, and an orphan; their pids."""
-    pids = lab.folder / "pids"
+    # Not beside the worker's state: no task may write into the folders on the way there.
+    pids = lab.folder / "elsewhere" / "pids"
+    pids.parent.mkdir()
     code = (
         "import os, subprocess, time\n"
         "family = [os.getpid(), subprocess.Popen(['sleep', '1001']).pid]\n"

@@ -155,6 +155,7 @@ class Lab:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.settings = "insecure: true\n"
         self.data = DataPort()
         self.cluster = a_cluster()
         self.lease_s = 15.0
@@ -304,7 +305,7 @@ class Lab:
         """Start a worker process, which may open so many files unless it asks for more."""
         folder = self.folder
         (folder / "config").mkdir(exist_ok=True)
-        (folder / "config" / "dworker.yaml").write_text(config)
+        (folder / "config" / "dworker.yaml").write_text(self.settings + config)
         env = {
             "PATH": path or os.environ["PATH"],
             "DISTRICOMP_STATE_DIR": str(folder / state),
@@ -406,7 +407,9 @@ def a_cluster() -> str:
 
 
 def children(pid: int) -> list[int]:
-    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    """Its children, whichever of its threads has started them."""
+    lists = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
+    return [int(word) for text in lists for word in text.split()]
 
 
 def command_line(pid: int) -> str:
