@@ -13,9 +13,9 @@ from typing import Any, Final, NamedTuple
 
 from districomp.model import INLINE_BYTES_MAX, Blob
 from districomp.taskdef import Definition
-from dworker.cache import CacheError
+from dworker.cache import Bundle, CacheError
 from dworker.events import AttemptsEnded
-from dworker.runners import environment
+from dworker.runners import environment, sandbox
 from dworker.runners.framing import Framing, FramingError, Waiting
 from dworker.runners.host import KILL_S, Host
 from dworker.runners.output import READ_BYTES, Tail, open_pipe, unread_bytes
@@ -35,12 +35,10 @@ _DEAF: Final = "The program closed its standard input before it had read all ite
 
 
 class Launch(NamedTuple):
-    """What to start a process with."""
+    """What to start a process with: without its descriptors yet, and not in its sandbox."""
 
-    folder: str
-    program: str
-    argv: list[str]
-    env: dict[str, str]
+    request: Request
+    bundle: Bundle | None
 
 
 class Child:
@@ -82,7 +80,7 @@ class Child:
     @property
     def _program(self) -> str:
         """Its name, for people."""
-        return self._launch.argv[0] if self._launch is not None else self._definition.argv[0]
+        return self._launch.request.argv[0] if self._launch is not None else self._definition.argv[0]
 
     @property
     def is_idle(self) -> bool:
@@ -143,25 +141,28 @@ class Child:
     async def _run(self) -> None:
         try:
             launch = self._launch = await self._prepare()
-            fds = _open_pipes()
+            request = self._host.isolated(launch.request, self._definition, launch.bundle, self._open)
         except (CacheError, OSError) as error:
             self._starting = None
             self._give_up(str(error))
             return
         self._starting = None
-        stdin, self._stdin, stdout, stdout_theirs, stderr, stderr_theirs = fds
-        self._stdout = stdout
-        self._errors = Tail(self._host.loop, stderr)
         self._framing = self._make_framing()
-        request = Request(launch.folder, launch.program, launch.argv, launch.env, (stdin, stdout_theirs, stderr_theirs))
         self._key = self._host.start(request, self._ended)
-        self._host.loop.add_reader(stdout, self._heard)
+        self._host.loop.add_reader(self._stdout, self._heard)
         # Nothing is ever to be read there: it wakes us when the other end is closed.
         self._host.loop.add_reader(self._stdin, self._unheard)
+        assert self._errors is not None
         self._errors.watch()
         batch, self._queue = self._queue, []
         if batch:
             self._write(batch)
+
+    def _open(self) -> tuple[int, int, int]:
+        """The process' three descriptors; our ends of its pipes are kept. OSError leaves none open."""
+        stdin, self._stdin, self._stdout, stdout_theirs, stderr, stderr_theirs = _open_pipes()
+        self._errors = Tail(self._host.loop, stderr)
+        return stdin, stdout_theirs, stderr_theirs
 
     def _give_up(self, why: str) -> None:
         """No process can be had: all that wait for one fail."""
@@ -215,11 +216,14 @@ class Child:
         self._clock = self._killer = None
         self._unsent.clear()
         if self._launch is not None:
-            self._host.folders.remove(self._launch.folder)
+            self._host.folders.remove(self._launch.request.folder)
         if isinstance(ending, NotStarted):
             self._queue = [*self._hand.values(), *self._queue]
             self._hand.clear()
-            self._give_up(environment.why_not_started(ending.errno, ending.text, self._program))
+            if ending.errno:
+                self._give_up(environment.why_not_started(ending.errno, ending.text, self._program))
+            else:
+                self._give_up(sandbox.why_not_started(self._errors.text(), self._program))
         else:
             self._blame(ending)
         self._stops.clear()

@@ -16,7 +16,7 @@ from districomp.arguments import Arguments, ItemError, item_text
 from districomp.model import Blob, Item, item_content
 from dworker.cache import CacheError
 from dworker.events import AttemptsEnded, StartAttempts, StopAttempts
-from dworker.runners import environment
+from dworker.runners import environment, sandbox
 from dworker.runners.host import KILL_S, Host, open_input
 from dworker.runners.output import Output, Tail, open_pipe
 from dworker.runners.plan import Plan, Plans
@@ -125,7 +125,9 @@ class CommandRunner:
             if not program:
                 self._not_started(attempt, environment.not_installed(argv[0], path))
                 return
-            fds = self._open(attempt)
+            request = host.isolated(
+                Request(attempt.folder, program, argv, env, ()), definition, plan.bundle, lambda: self._open(attempt)
+            )
         except ItemError as error:
             self._not_started(attempt, f"The item cannot be an argument of the command: {error}.")
             return
@@ -133,7 +135,6 @@ class CommandRunner:
             self._not_started(attempt, f"The task could not be started on this worker: {error}.")
             return
         attempt.started = host.now()
-        request = Request(attempt.folder, program, argv, env, fds)
         attempt.key = host.start(request, lambda ending: self._ended(attempt, ending))
         attempt.timers.append(host.loop.call_later(WATCH_S, self._watch, attempt))
         if definition.limits.time_s is not None:
@@ -231,7 +232,10 @@ class CommandRunner:
         if isinstance(ending, NotStarted):
             attempt.started = None
             program = attempt.plan.definition.argv[0]
-            why = environment.why_not_started(ending.errno, ending.text, program)
+            if ending.errno:
+                why = environment.why_not_started(ending.errno, ending.text, program)
+            else:
+                why = sandbox.why_not_started(attempt.errors.text(), program)
             self._finish(attempt, {"reasons": [attempt.verdict or "not_started"], "stderr": [why.encode()]})
             return
         columns: dict[str, list[Any]] = {"stderr": [attempt.errors.text()]}

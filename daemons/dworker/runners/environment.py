@@ -21,6 +21,8 @@ _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 PROGRAM_CHARS_MAX: Final = 255
 _FOUND_S: Final = 10.0
 _FOUND_MAX: Final = 1000
+TASK_NAMES: Final = ("DISTRICOMP_TASK", "DISTRICOMP_ATTEMPT")
+"""Those that together stand for one attempt."""
 
 
 def base(environ: Mapping[str, str] = os.environ) -> dict[str, str]:

@@ -4,6 +4,8 @@ Owns the descriptors and folders that all runners share. Must not know what a ta
 """
 
 import asyncio
+import errno
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -11,11 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
-from dworker.cache import Cache
+from districomp.taskdef import Definition
+from dworker.cache import Bundle, Cache
 from dworker.events import Events
-from dworker.runners import environment
+from dworker.runners import environment, landlock, sandbox
 from dworker.runners.folders import Folders, emptied
 from dworker.runners.spawn import Ending, Request, make_spawner
+
+log = logging.getLogger(__name__)
 
 KILL_S: Final = 10.0
 """Between TERM and KILL."""
@@ -40,7 +45,8 @@ class Host:
         """lease -> the file of a result that is too large for a report."""
         self._keys = 0
         self._ends: dict[int, Callable[[Ending], None]] = {}
-        self._spawner = make_spawner(self._ended)
+        self.sandbox = sandbox.find()
+        self._spawner = make_spawner(self._ended, make_guard(root))
 
     @staticmethod
     def now() -> float:
@@ -53,6 +59,27 @@ class Host:
         self._ends[self._keys] = on_end
         self._spawner.spawn(self._keys, request)
         return self._keys
+
+    def isolated(
+        self,
+        request: Request,
+        definition: Definition,
+        bundle: Bundle | None,
+        open_fds: Callable[[], tuple[int, int, int]],
+    ) -> Request:
+        """A process as its definition's isolation has it, its descriptors opened. OSError leaves none open."""
+        if "sandbox" not in definition.isolation:
+            return request._replace(fds=open_fds())
+        if self.sandbox is None:
+            raise OSError(errno.ENOTSUP, "this worker has no sandbox")
+        folder = bundle.folder if bundle is not None else None
+        is_python = definition.runner == "python"
+        boxed = self.sandbox.box(request, network=definition.network, bundle=folder, is_python=is_python)
+        try:
+            return boxed._replace(fds=(*open_fds(), *boxed.fds))
+        except OSError:
+            os.close(boxed.fds[0])
+            raise
 
     def kill(self, key: int, number: int) -> None:
         """Signal a process' whole group."""
@@ -80,6 +107,17 @@ class Host:
 
     def _ended(self, key: int, ending: Ending) -> None:
         self._ends.pop(key)(ending)
+
+
+def make_guard(root: Path) -> landlock.Guard | None:
+    """What keeps all tasks away from the keys in the worker's folder, and from what others keep beside it; None without Landlock."""
+    if not landlock.abi():
+        log.info("this kernel has no Landlock: a task below the isolation level sandbox can read this worker's key")
+        return None
+    hidden = [root / name for name in ("identity", "id", "lock", "items", "spool")]
+    # Others' folders: the coordinator's, and those of people who use dctl.
+    hidden += [root.parent / "dcoord", root.parent / "client"]
+    return landlock.Guard(hidden, readable=[root / "bundles"])
 
 
 def open_input(data: bytes | Path) -> int:

@@ -1,4 +1,4 @@
-"""Resource limits of the daemon and of the processes that it starts; the only module that touches rlimits."""
+"""Resource limits of the daemon and of the processes that it starts, and the levels of isolation; the only module that touches rlimits."""
 
 import contextlib
 from typing import Final
@@ -8,10 +8,18 @@ try:
 except ImportError:  # not a Unix
     resource = None  # type: ignore[assignment]
 
-ISOLATION: Final = ("none", "rlimit")
-"""The levels that this worker can do."""
-
 _inherited_nofile: tuple[int, int] | None = None
+
+
+ISOLATION: Final = ("none", "rlimit")
+"""The levels that every worker can do."""
+
+
+def isolation() -> tuple[str, ...]:
+    """The levels that this worker can do; found out at the first call, which starts processes."""
+    from dworker.runners import sandbox
+
+    return ISOLATION if sandbox.find() is None else (*ISOLATION, "sandbox")
 
 
 def raise_own() -> None:

@@ -6,6 +6,7 @@ key, a folder, arguments, an environment and three descriptors.
 
 import asyncio
 import contextlib
+import errno
 import logging
 import marshal
 import os
@@ -19,7 +20,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
-from dworker.runners import limits, spawnd
+from dworker.runners import limits
+from dworker.runners.landlock import Guard
+from dworker.runners.orphans import children
+from dworker.runners.prctl import become_reaper
 
 log = logging.getLogger(__name__)
 
@@ -29,18 +33,27 @@ _RESTART_S: Final = 0.5
 """A spawn server that dies is started again after this; one start that fails is tried again as often."""
 
 
+_PACKAGES: Final = Path(__file__).parents[2]
+# Not as a script: so its compilation is kept, and its few modules find each other.
+_SERVER: Final = (
+    "import sys; sys.path.append(sys.argv[1]); from dworker.runners import spawnd; spawnd.main(int(sys.argv[2]))"
+)
 _GENERATIONS_MAX: Final = 1000
 """Killing an orphan makes orphans of its children."""
 
 
 class Request(NamedTuple):
-    """One process to be started. `program` is a path; the descriptors become its 0, 1 and 2 and are closed here."""
+    """One process to be started. `program` is a path; the descriptors become its 0, 1 and 2 and are closed here.
+
+    `is_boxed`: it is a bubblewrap, with a fourth descriptor of arguments to itself; see `sandbox.py`.
+    """
 
     folder: str
     program: str
     argv: list[str]
     env: dict[str, str]
-    fds: tuple[int, int, int]
+    fds: tuple[int, ...]
+    is_boxed: bool = False
 
 
 class Exit(NamedTuple):
@@ -52,7 +65,7 @@ class Exit(NamedTuple):
 
 
 class NotStarted(NamedTuple):
-    """The system refused to start it."""
+    """The system refused to start it. No errno: a sandbox could not be made or not start it, as its standard error says."""
 
     errno: int
     text: str
@@ -79,10 +92,10 @@ class Spawner(Protocol):
         """Kill whatever runs; nothing is told any more."""
 
 
-def make_spawner(on_end: OnEnd) -> Spawner:
-    """The best that this system has."""
+def make_spawner(on_end: OnEnd, guard: Guard | None) -> Spawner:
+    """The best that this system has. `guard`: what all processes are kept away from, where the kernel can; the spawner's to close."""
     able = all((hasattr(os, "posix_spawn"), hasattr(socket, "send_fds"), hasattr(os, "waitid")))
-    return SpawnServer(on_end) if able and sys.platform == "linux" else PlainSpawner(on_end)
+    return SpawnServer(on_end, guard) if able and sys.platform == "linux" else PlainSpawner(on_end)
 
 
 class SpawnServer:
@@ -92,15 +105,16 @@ class SpawnServer:
     killed. So nothing else may start children here once this exists.
     """
 
-    def __init__(self, on_end: OnEnd) -> None:
+    def __init__(self, on_end: OnEnd, guard: Guard | None = None) -> None:
         self._on_end = on_end
+        self._guard = guard
         self._loop = asyncio.get_running_loop()
         self._running: dict[int, int] = {}  # key -> pid, 0 until it is known
         self._buffer = bytearray()
         self._unsent: list[tuple[bytes, tuple[int, ...]]] = []
         self._closed = False
-        spawnd.become_reaper()
-        self._not_ours = frozenset(spawnd.children())
+        become_reaper()
+        self._not_ours = frozenset(children())
         self._start()
 
     @property
@@ -114,9 +128,18 @@ class SpawnServer:
             _close(request.fds)
             self._loop.call_soon(self._on_end, key, Lost())
             return
+        if self._guard is not None and not request.is_boxed:
+            try:
+                ruleset = self._guard.renewed()
+            except OSError as error:
+                _close(request.fds)
+                why = f"it cannot be kept from this worker's key: {error}"
+                self._loop.call_soon(self._on_end, key, NotStarted(errno.EIO, why))
+                return
+            if ruleset is not None:
+                self._send(("guard",), (ruleset,))
         self._running[key] = 0
-        body = ("spawn", key, request.folder, request.program, request.argv, request.env)
-        self._send(body, request.fds)
+        self._send(("spawn", key, *request[:4], request.is_boxed), request.fds)
 
     def kill(self, key: int, number: int) -> None:
         """See Spawner."""
@@ -127,15 +150,18 @@ class SpawnServer:
         """See Spawner."""
         self._closed = True
         self._disconnect()
+        if self._guard is not None:
+            self._guard.close()
         await asyncio.to_thread(self._process.wait)
 
     def _start(self) -> None:
+        if self._guard is not None:
+            self._guard.forget()
         ours, theirs = socket.socketpair()
         with theirs:
             ours.setblocking(False)
-            server = Path(__file__).with_name("spawnd.py")
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(server), str(theirs.fileno())],
+                [sys.executable, "-I", "-S", "-c", _SERVER, str(_PACKAGES), str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 cwd="/",
@@ -229,7 +255,7 @@ class SpawnServer:
     def _kill_orphans(self) -> None:
         """What the server had started: those of other sessions and those it had no time to name are ours now."""
         for _ in range(_GENERATIONS_MAX):
-            orphans = [pid for pid in spawnd.children() if pid not in self._not_ours]
+            orphans = [pid for pid in children() if pid not in self._not_ours]
             if not orphans:
                 return
             for pid in orphans:
@@ -248,7 +274,7 @@ class SpawnServer:
 
 
 class PlainSpawner:
-    """`subprocess` and a thread a process: for systems without posix_spawn or descriptor passing."""
+    """`subprocess` and a thread a process: for systems without posix_spawn or descriptor passing, which have no guard either."""
 
     def __init__(self, on_end: OnEnd) -> None:
         self._on_end = on_end
@@ -258,7 +284,7 @@ class PlainSpawner:
 
     def spawn(self, key: int, request: Request) -> None:
         """See Spawner."""
-        stdin, stdout, stderr = request.fds
+        stdin, stdout, stderr = request.fds  # nothing is boxed here: a sandbox needs Linux
         try:
             process = subprocess.Popen(
                 request.argv,

@@ -1,13 +1,14 @@
 """The spawn server: a small process that starts the tasks' processes for the worker, waits for them, and ends with it.
 
-Run as a script, `python -I -S spawnd.py FD`, FD one end of a Unix stream socket. Imports only what it
-needs, because its size is the floor of every memory figure (a process inherits the peak of whoever
-started it) and because a start must not wait for anything else. One thread: `chdir` is the process's.
+`main` is all of that process, with one end of a Unix stream socket. Imports only what it needs, because its
+size is the floor of every memory figure (a process inherits the peak of whoever started it) and
+because a start must not wait for anything else.
 
 Requests and replies are frames: 4 bytes of length (native order), then a `marshal` of a tuple; both
 sides are the same interpreter and trust each other. Requests:
-    ("spawn", key, folder, program, argv, env)   with three descriptors (0, 1, 2) by SCM_RIGHTS, in order
-    ("kill", key, signal)                        to the process group
+    ("spawn", key, folder, program, argv, env, boxed)   with three descriptors (0, 1, 2) by SCM_RIGHTS, in order
+    ("kill", key, signal)                               to the process group
+    ("guard",)                                          with a descriptor of a Landlock ruleset
 Replies, several to a frame, each a tuple:
     ("pid", key, pid) ("failed", key, errno, text) ("exited", key, status, cpu_s, memory_bytes)
 
@@ -16,33 +17,55 @@ from it, so what left the group or session becomes our child when its parent end
 was started with (a folder of its own as HOME, TMPDIR or working directory, the task and attempt in its
 environment) and killed with its task; what has shaken all of that off is killed when no task runs any
 more, and everything is when the socket closes, because then the worker is gone.
+
+One thread serves at a time (`chdir` is the process's). Landlock restricts a thread and what that starts, and
+never takes anything back; so with each ruleset that comes, serving goes over to a new thread under it,
+which the main thread starts. The main thread is never restricted, and does what only such a one can: start
+what is boxed (bubblewrap could not mount), and look at what former threads have started.
+
+What is boxed is a bubblewrap. A fourth descriptor comes with it, of arguments to itself, and it gets one more to
+say which process is the inside and how its command ended. Signals go there. Its end is told when the
+inside has ended too: then nothing in it runs any more, and what it has used is known.
 """
 
-# ruff: noqa: SIM105, PTH115, PTH123, PTH208 -- contextlib and pathlib would cost more than the rest of this process
+# ruff: noqa: SIM105 -- contextlib would cost more than the rest of this process
 import _signal as signal  # type: ignore[import-not-found]  # the C modules, for the same reason
 import _socket
 import _struct as struct
+import _thread
 import errno
 import marshal
 import os
 import select
-import sys
 import time
+from collections.abc import Callable
+
+from dworker.runners.box import Box, is_our_child
+from dworker.runners.orphans import Orphans, kill_children, own_tokens, tokens_of
+from dworker.runners.prctl import become_reaper, hide, restrict
 
 PID_S = 0.005
 """A reply that only names a pid waits so long for company: most tasks of a batch have ended by then."""
 RECEIVE_BYTES = 256 * 1024
 FDS_MAX = 253  # SCM_MAX_FD
 KILL_ALL_S = 60.0
-LINGER_S = 5.0
-"""A process that was killed takes this long to die at most, and only then are its children ours."""
-ENVIRON_BYTES_MAX = 4 * 1024 * 1024
-PR_SET_CHILD_SUBREAPER = 36
 _LENGTH = struct.Struct("=I")
 # What the interpreter ignores and what this process does must not be inherited.
 _DEFAULT_SIGNALS = [
     getattr(signal, name) for name in ("SIGPIPE", "SIGXFSZ", "SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 ]
+
+
+class Starter:
+    """A restricted thread that serves, or has served. It must not end before what it has started: PR_SET_PDEATHSIG means it."""
+
+    def __init__(self, ruleset: int) -> None:
+        self.ruleset = ruleset
+        self.refusal: tuple[int, str] | None = None  # why it could not be restricted, and so starts nothing
+        self.running = 0
+        self.is_retired = False
+        self.may_end = _thread.allocate_lock()
+        self.may_end.acquire()
 
 
 class Server:
@@ -53,20 +76,24 @@ class Server:
         self.socket.setblocking(False)
         self.buffer = bytearray()
         self.fds: list[int] = []
+        self.requests: list[tuple[object, ...]] = []
         self.pids: dict[int, int] = {}  # key -> pid
         self.keys: dict[int, int] = {}  # pid -> key
         self.tokens: dict[int, list[bytes]] = {}  # pid -> what its descendants are known by
-        try:
-            self.listing: int | None = os.open("/proc/thread-self/children", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            self.listing = None
-        self.left: dict[bytes, float] = {}  # tokens of those that have ended -> when to forget them
-        self.orphans: dict[int, list[bytes]] = {}  # pid of a child that we did not start -> its tokens
-        self.killed: dict[int, list[bytes]] = {}  # those of them that are as good as dead
+        self.orphans = Orphans(self.tokens_of)
+        self.boxes: dict[int, Box] = {}  # pid of a bubblewrap
+        self.insides: dict[int, tuple[int, int, float, int]] = {}  # pid -> key, status and usage of its bubblewrap
         self.replies: list[tuple[object, ...]] = []
         self.unsent = bytearray()
         self.urgent = False
         self.reply_at: float | None = None
+        self.starter: Starter | None = None  # the thread that serves; None: the main thread
+        self.starters: dict[int, Starter] = {}  # pid -> the thread that has started it
+        self.ruleset = -1  # for the next thread
+        self.errand: Callable[[], object] | None = None  # for the main thread; None: it is all over
+        self.asked, self.answered = _thread.allocate_lock(), _thread.allocate_lock()
+        self.asked.acquire()
+        self.answered.acquire()
         self.poll = select.poll()
         self.poll.register(fd, select.POLLIN)
         reading, writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -75,16 +102,78 @@ class Server:
         signal.set_wakeup_fd(writing)
         signal.signal(signal.SIGCHLD, lambda *_: None)
 
+    # ---- threads ----
+
     def run(self) -> None:
-        """Serve until the worker is gone."""
-        socket_fd = self.socket.fileno()
+        """The main thread: serve until the worker is gone; once other threads do that, their errands."""
+        self.serve()
+        if self.ruleset < 0:
+            return
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
+        self.start_thread()
         while True:
+            self.asked.acquire()
+            if self.errand is None:
+                return
+            self.errand()
+
+    def start_thread(self) -> None:
+        """Have a new thread serve, under the new ruleset."""
+        self.starter, self.ruleset = Starter(self.ruleset), -1
+        _thread.start_new_thread(self.serve_restricted, (self.starter,))
+
+    def serve_restricted(self, starter: Starter) -> None:
+        """A thread's life: serve until there is a newer ruleset, then stay until all that it has started has ended."""
+        next_errand = None
+        try:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
+            starter.refusal = restrict(starter.ruleset)
+            os.close(starter.ruleset)
+            self.serve()
+            if self.ruleset >= 0:
+                next_errand = self.start_thread
+        finally:
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
+            starter.is_retired = True
+            self.errand = next_errand
+            self.asked.release()
+        if starter.running:
+            starter.may_end.acquire()
+
+    def in_main_thread(self, errand: Callable[[], object]) -> None:
+        """Call it there and wait for its end; it must not raise."""
+        if self.starter is None:
+            errand()
+            return
+
+        def answered() -> None:
+            errand()
+            self.answered.release()
+
+        self.errand = answered
+        self.asked.release()
+        self.answered.acquire()
+
+    def tokens_of(self, pid: int) -> list[bytes]:
+        """What a process may be known by, whoever has started it."""
+        tokens: list[bytes] = []
+        self.in_main_thread(lambda: tokens.extend(tokens_of(pid)))
+        return tokens
+
+    # ---- requests ----
+
+    def serve(self) -> None:
+        """Until the worker is gone, or a ruleset is there for the next thread."""
+        socket_fd = self.socket.fileno()
+        while self.handle():
             wait_ms = None if self.reply_at is None else max(0.0, self.reply_at - time.monotonic()) * 1000
             for fd, _ in self.poll.poll(wait_ms):
                 if fd == self.wakeup:
                     os.read(fd, 4096)
                 elif fd == socket_fd and not self.receive():
                     return
+            if not self.handle():
+                return
             self.reap()
             self.flush()
 
@@ -108,29 +197,36 @@ class Server:
             (size,) = _LENGTH.unpack_from(buffer, start)
             if len(buffer) - start - 4 < size:
                 break
-            request = marshal.loads(memoryview(buffer)[start + 4 : start + 4 + size])
+            self.requests.append(marshal.loads(memoryview(buffer)[start + 4 : start + 4 + size]))
             start += 4 + size
-            if request[0] == "spawn":
-                self.spawn(*request[1:])
-            else:
-                self.kill(*request[1:])
         del buffer[:start]
         return True
 
-    def spawn(self, key: int, folder: str, program: str, argv: list[str], env: dict[str, str]) -> None:
-        """Start one process; its descriptors are the next three."""
-        fds, self.fds = self.fds[:3], self.fds[3:]
+    def handle(self) -> bool:
+        """Do what was asked for; False when that goes on in the next thread."""
+        for place, (what, *arguments) in enumerate(self.requests):
+            if what == "spawn":
+                self.spawn(*arguments)  # type: ignore[arg-type]  # the worker is trusted
+            elif what == "kill":
+                self.kill(*arguments)  # type: ignore[arg-type]
+            else:
+                self.ruleset = self.fds.pop(0)
+                del self.requests[: place + 1]
+                return False
+        self.requests.clear()
+        return True
+
+    def spawn(  # noqa: PLR0917 -- a request, as it comes
+        self, key: int, folder: str, program: str, argv: list[str], env: dict[str, str], boxed: bool
+    ) -> None:
+        """Start one process; its descriptors are the next three, or four."""
+        count = 4 if boxed else 3
+        fds, self.fds = self.fds[:count], self.fds[count:]
         try:
-            os.chdir(folder)
-            pid = os.posix_spawn(
-                program,
-                argv,
-                env,
-                file_actions=[(os.POSIX_SPAWN_DUP2, fd, target) for target, fd in enumerate(fds)],
-                setpgroup=0,
-                setsigmask=(),
-                setsigdef=_DEFAULT_SIGNALS,
-            )
+            if boxed:
+                pid = self.start_boxed(folder, program, argv, env, fds)
+            else:
+                pid = self.start(folder, program, argv, env, fds)
         except (OSError, ValueError) as error:
             code = getattr(error, "errno", None) or errno.EINVAL
             self.replies.append(("failed", key, code, str(error)))
@@ -139,20 +235,66 @@ class Server:
             self.pids[key] = pid
             self.keys[pid] = key
             tokens = self.tokens[pid] = own_tokens(folder, env)
-            for token in tokens:
-                self.left.pop(token, None)
+            self.orphans.spare(tokens)
             self.replies.append(("pid", key, pid))
         for fd in fds:
             os.close(fd)
 
+    def start(self, folder: str, program: str, argv: list[str], env: dict[str, str], fds: list[int]) -> int:
+        """Start a process in this thread, and so under its ruleset; the pid."""
+        starter = self.starter
+        if starter is None:
+            return start(folder, program, argv, env, fds)
+        if starter.refusal is not None:
+            raise OSError(*starter.refusal)
+        pid = start(folder, program, argv, env, fds)
+        self.starters[pid] = starter
+        starter.running += 1
+        return pid
+
+    def start_boxed(self, folder: str, program: str, argv: list[str], env: dict[str, str], fds: list[int]) -> int:
+        """Start a bubblewrap in the main thread; the pid."""
+        reading, writing = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(reading, False)
+        own = [argv[0], "--json-status-fd", str(writing), "--args", str(fds[3]), *argv[1:]]
+        result: list[int | OSError | ValueError] = []
+
+        def errand() -> None:
+            try:
+                result.append(start(folder, program, own, env, fds[:3]))
+            except (OSError, ValueError) as error:
+                result.append(error)
+
+        for fd in (fds[3], writing):
+            os.set_inheritable(fd, True)
+        self.in_main_thread(errand)
+        os.close(writing)
+        (pid,) = result
+        if not isinstance(pid, int):
+            os.close(reading)
+            raise pid
+        self.boxes[pid] = Box(reading)
+        return pid
+
     def kill(self, key: int, number: int) -> None:
         """Signal a task's process group; nothing happens if it has ended."""
         pid = self.pids.get(key)
-        if pid is not None:
-            try:
-                os.killpg(pid, number)
-            except OSError:
-                pass
+        if pid is None:
+            return
+        group, box = pid, self.boxes.get(pid)
+        if box is not None and number != signal.SIGKILL:
+            box.look()
+            group = box.inside or pid
+        try:
+            os.killpg(group, number)
+        except OSError:
+            if group != pid:  # nothing has begun in there, and nothing shall
+                try:
+                    os.killpg(pid, number)
+                except OSError:
+                    pass
+
+    # ---- ends ----
 
     def reap(self) -> None:
         """Collect whatever has ended, and kill what it leaves behind."""
@@ -174,58 +316,41 @@ class Server:
                 except OSError:
                     pass
             _, status, usage = os.wait4(pid, 0)
+            cpu_s, memory = usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
             if key is not None:
-                self.expect_orphans(self.tokens.pop(pid))
-                del self.pids[key]
-                memory = usage.ru_maxrss * 1024
-                self.replies.append(("exited", key, status, usage.ru_utime + usage.ru_stime, memory))
-                self.urgent = True
+                self.ended(pid, key, status, cpu_s, memory)
+            elif pid in self.insides:
+                key, status, more_s, more = self.insides.pop(pid)
+                self.tell(key, status, cpu_s + more_s, max(memory, more))
             else:
-                self.orphans.pop(pid, None)
-                running = self.tokens.values()
-                known_by = self.killed.pop(pid, [])
-                self.expect_orphans([token for token in known_by if not any(token in one for one in running)])
+                self.orphans.ended(pid, self.tokens.values())
         if not self.pids:
-            self.left.clear()
-            kill_children()
+            self.orphans.kill_all()
         elif count:
-            self.kill_orphans()
+            self.orphans.kill(self.keys, self.insides)
 
-    def expect_orphans(self, tokens: list[bytes]) -> None:
-        """A process has ended: what is known by these is to be killed, for a while."""
-        until = time.monotonic() + LINGER_S
-        for token in tokens:
-            self.left.pop(token, None)  # to the end: they are in the order of their times
-            self.left[token] = until
+    def ended(self, pid: int, key: int, status: int, cpu_s: float, memory: int) -> None:
+        """One that we have started is reaped."""
+        self.orphans.expect(self.tokens.pop(pid))
+        del self.pids[key]
+        starter = self.starters.pop(pid, None)
+        if starter is not None:
+            starter.running -= 1
+            if starter.is_retired and not starter.running:
+                starter.may_end.release()
+        box = self.boxes.pop(pid, None)
+        if box is not None:
+            status = box.close(status)
+            if box.inside and is_our_child(box.inside):
+                self.insides[box.inside] = key, status, cpu_s, memory
+                os.kill(box.inside, signal.SIGKILL)
+                return
+        self.tell(key, status, cpu_s, memory)
 
-    def kill_orphans(self) -> None:
-        """Kill those of our children that come from processes that have ended."""
-        now = time.monotonic()
-        while self.left and next(iter(self.left.values())) < now:
-            del self.left[next(iter(self.left))]
-        for pid in self.known_children():
-            if pid in self.keys or pid in self.killed:
-                continue
-            tokens = self.orphans.get(pid)
-            if tokens is None:
-                tokens = self.orphans[pid] = tokens_of(pid)
-            known_by = [token for token in tokens if token in self.left]
-            if known_by:
-                self.killed[pid] = known_by
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                except OSError:
-                    pass
-
-    def known_children(self) -> list[int]:
-        """The pids of our children, if the kernel has a list of them: going through all processes would take too long here."""
-        if self.listing is None:
-            return []
-        os.lseek(self.listing, 0, os.SEEK_SET)
-        chunks: list[bytes] = []
-        while chunk := os.read(self.listing, 65536):
-            chunks.append(chunk)
-        return [int(word) for word in b"".join(chunks).split()]
+    def tell(self, key: int, status: int, cpu_s: float, memory: int) -> None:
+        """A process and all that belongs to it has ended. Status -1: a bubblewrap that could not start its command."""
+        self.replies.append(("failed", key, 0, "") if status == -1 else ("exited", key, status, cpu_s, memory))
+        self.urgent = True
 
     def flush(self) -> None:
         """Send replies when there are urgent ones, or when the others have waited long enough."""
@@ -249,61 +374,18 @@ class Server:
                 self.unsent.clear()
 
 
-def own_tokens(folder: str, env: dict[str, str]) -> list[bytes]:
-    """What the descendants of a process will be known by."""
-    task, attempt = env.get("DISTRICOMP_TASK"), env.get("DISTRICOMP_ATTEMPT")
-    tokens = [os.fsencode(folder)]
-    return tokens if task is None or attempt is None else [*tokens, f"{task} {attempt}".encode()]
-
-
-def tokens_of(pid: int) -> list[bytes]:
-    """What a process may be known by."""
-    tokens: list[bytes] = []
-    try:
-        at = os.readlink(b"/proc/%d/cwd" % pid).removesuffix(b" (deleted)")
-        while at.count(b"/") > 1:
-            tokens.append(at)
-            at = at.rpartition(b"/")[0]
-        with open(f"/proc/{pid}/environ", "rb") as file:
-            entries = [entry.partition(b"=") for entry in file.read(ENVIRON_BYTES_MAX).split(b"\0")]
-    except OSError:
-        return tokens
-    env = {name: value for name, _, value in entries}
-    tokens += [env[name] for name in (b"HOME", b"TMPDIR") if name in env]
-    return [*tokens, b"%b %b" % (env.get(b"DISTRICOMP_TASK", b""), env.get(b"DISTRICOMP_ATTEMPT", b""))]
-
-
-def kill_children() -> None:
-    """SIGKILL to every child of this process; theirs become ours by that."""
-    for pid in children():
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except OSError:
-            pass
-
-
-def children() -> list[int]:
-    """The pids of our children, those that we inherited included."""
-    try:
-        with open("/proc/thread-self/children") as file:
-            return [int(word) for word in file.read().split()]
-    except OSError:
-        pass
-    me = os.getpid()
-    found: list[int] = []
-    try:
-        names = os.listdir("/proc")
-    except OSError:
-        return []
-    for name in names:
-        if name.isdigit():
-            try:
-                with open(f"/proc/{name}/stat", "rb") as file:
-                    if int(file.read().rpartition(b")")[2].split()[1]) == me:
-                        found.append(int(name))
-            except OSError:
-                continue
-    return found
+def start(folder: str, program: str, argv: list[str], env: dict[str, str], fds: list[int]) -> int:
+    """Start a process with these descriptors as 0, 1 and 2; the pid."""
+    os.chdir(folder)
+    return os.posix_spawn(
+        program,
+        argv,
+        env,
+        file_actions=[(os.POSIX_SPAWN_DUP2, fd, target) for target, fd in enumerate(fds)],
+        setpgroup=0,
+        setsigmask=(),
+        setsigdef=_DEFAULT_SIGNALS,
+    )
 
 
 def kill_all(server: Server) -> None:
@@ -324,29 +406,15 @@ def kill_all(server: Server) -> None:
         time.sleep(0.005)
 
 
-def become_reaper() -> None:
-    """Orphans below us become our children, not init's (Linux)."""
-    try:
-        import ctypes
-
-        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    except (ImportError, OSError, AttributeError):
-        pass
-
-
-def main() -> None:
-    """Serve on the descriptor that the only argument names."""
-    fd = int(sys.argv[1])
+def main(fd: int) -> None:
+    """Serve on a descriptor, until its other end is closed."""
     os.set_inheritable(fd, False)
     for number in _DEFAULT_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     become_reaper()
+    hide()
     server = Server(fd)
     try:
         server.run()
     finally:
         kill_all(server)
-
-
-if __name__ == "__main__":
-    main()

@@ -30,6 +30,7 @@ from dworker.runners.frames import Frames, result_bytes_max
 from dworker.runners.framing import Framing, Json, Lines, Waiting
 from dworker.runners.host import Host
 from dworker.runners.plan import Plan, Plans
+from dworker.runners.spawn import Request
 
 IDLE_S: Final = 60.0
 """A process that nobody needed for so long is ended."""
@@ -141,7 +142,7 @@ class StreamRunner:
         if not program:
             host.folders.remove(folder)
             raise CacheError(environment.not_installed(argv[0], env.get("PATH", "")))
-        return Launch(folder, program, list(argv), env)
+        return Launch(Request(folder, program, list(argv), env, ()), bundle)
 
     # ---- large items ----
 
