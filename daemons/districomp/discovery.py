@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
+from msgspec.structs import replace
 
 from districomp import __version__
 from districomp.errors import ConfigError
@@ -46,7 +47,10 @@ class Found(msgspec.Struct, frozen=True):
 
 
 class Advertisement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What to advertise: a coordinator that listens on `address`. `interfaces` as for Browser, None: those of `address`."""
+    """What to advertise: a coordinator that listens on `address`. `interfaces` as for Browser, None: those of `address`.
+
+    `former`: ids by which the cluster was known before a rotation, and is still looked for.
+    """
 
     cluster: str
     name: str
@@ -168,17 +172,18 @@ class Advertiser:
 
     def __init__(self, what: Advertisement) -> None:
         self._what = what
-        self._properties = {"id": what.cluster, "name": what.name, "v": what.version}
-        for key, text in self._properties.items():
+        ids = list(dict.fromkeys((what.cluster, *what.former)))
+        for key, text in (("name", what.name), ("v", what.version), *(("id", one) for one in ids)):
             if not _is_clean(text):
                 raise ConfigError(
                     f"the coordinator's {key} {text!r} cannot be advertised: use 1 to {TEXT_CHARS_MAX} printable characters"
                 )
-        self._instance = instance_name(what)
+        # Who looks for a former id must find it: an instance each, since an instance has one id.
+        self._instances = [replace(what, cluster=one) for one in ids]
         self._interfaces = what.interfaces if what.interfaces is not None else _listening_interfaces(what.address)
         self._addresses: list[str] = []
         self._zeroconf: AsyncZeroconf | None = None
-        self._announcing: Any = None
+        self._announcing: list[Any] = []
         self._watch: AddressWatch | None = None
 
     async def start(self) -> None:
@@ -187,7 +192,9 @@ class Advertiser:
         self._addresses = advertised_addresses(self._what.address, self._interfaces)
         # The instance's name is unique by construction, so there is nothing to probe for, and a
         # start is not 0.7 s longer for it.
-        self._announcing = await self._zeroconf.async_register_service(self._info(), cooperating_responders=True)
+        for what in self._instances:
+            task = await self._zeroconf.async_register_service(self._info(what), cooperating_responders=True)
+            self._announcing.append(task)
         await asyncio.sleep(0)
         self._watch = AddressWatch(self._update_interfaces)
         self._watch.start()
@@ -196,10 +203,10 @@ class Advertiser:
         """Say goodbye and stop."""
         if self._watch is not None:
             await self._watch.close()
-        if self._announcing is not None:
-            self._announcing.cancel()
+        for task in self._announcing:
+            task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await self._announcing
+                await task
         if self._zeroconf is not None:
             await self._zeroconf.async_close()
             self._zeroconf = None
@@ -211,17 +218,19 @@ class Advertiser:
         addresses = advertised_addresses(self._what.address, self._interfaces)
         if addresses != self._addresses:
             self._addresses = addresses
-            await (await self._zeroconf.async_update_service(self._info()))
+            for what in self._instances:
+                await (await self._zeroconf.async_update_service(self._info(what)))
 
-    def _info(self) -> "ServiceInfo":
+    def _info(self, what: Advertisement) -> "ServiceInfo":
         from zeroconf import ServiceInfo
 
+        label = instance_name(what)
         return ServiceInfo(
             SERVICE_TYPE,
-            f"{self._instance}.{SERVICE_TYPE}",
-            port=self._what.port,
-            properties=self._properties,
-            server=f"{self._instance}.local.",
+            f"{label}.{SERVICE_TYPE}",
+            port=what.port,
+            properties={"id": what.cluster, "name": what.name, "v": what.version},
+            server=f"{label}.local.",
             parsed_addresses=self._addresses,
         )
 

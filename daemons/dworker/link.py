@@ -38,9 +38,9 @@ LOST_S: Final = 3.0
 """The cluster that this machine's own socket let us into, if it is not found by then, may be another one by now."""
 BROKEN_OFF_MAX: Final = 3
 """So many connections broken off before a Welcome are a certificate that is refused: the alert may be lost on its way."""
-_LASTING_CODES: Final = ("version", "cluster", "replaced", "protocol", "revoked", "not_allowed")
+_LASTING_CODES: Final = ("version", "cluster", "replaced", "protocol", "revoked", "not_allowed", "insecure")
 """Goodbyes that will most likely be said again: no hurry to hear them."""
-_TAKEN_BACK: Final = ("revoked", "not_allowed")
+_INVALID: Final = ("not_allowed", "expired")
 _WILDCARDS: Final = ("0.0.0.0", "::")
 
 
@@ -192,9 +192,10 @@ class Link:
         """What a connection's end says of our identity."""
         code = session.goodbye.code if session.goodbye is not None else ""
         self._broken_off = 0 if session.welcomed or code else self._broken_off + 1
-        if code in _TAKEN_BACK:
+        if code == "revoked":
             trust.doubt(identity, "revoked")
-            log.warning("this worker may not join any more; if it should, run: dctl join TOKEN")
+        elif code in _INVALID:
+            trust.doubt(identity, "invalid")
         elif not session.welcomed and not code and (_is_alert(reason) or self._broken_off >= BROKEN_OFF_MAX):
             trust.doubt(identity, "invalid")
             log.warning("its certificate seems not to be accepted (expired?); if that goes on, run: dctl join TOKEN")
