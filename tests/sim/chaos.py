@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 from dcoord.core.events import DefinitionsChanged, SpaceLeft
+from tests.sim.administrator import Administrator
 from tests.sim.client import Client
 from tests.sim.coordinator import FULL_BYTES, ROOMY_BYTES, Coordinator
 from tests.sim.faults import PER_WORKER
@@ -18,14 +19,21 @@ AGAIN_S_FIRST: Final = 0.2
 AGAIN_S_MAX: Final = 2.0
 ARMED: Final = ("coordinator crash before commit", "coordinator crash before send", "disk full")
 """Faults that wait for the next commit; counted when they strike."""
-COUNTED_LATER: Final = ("late result", "client cut")
-"""Counted when the result comes, and when the submission is cut."""
+COUNTED_LATER: Final = ("late result", "client cut", "worker revoked", "token revoked", "authority rotated")
+"""Counted when the result comes, when the submission is cut, and when it is on disk."""
 
 
 class Chaos:
     """The hand that breaks things."""
 
-    def __init__(self, stage: Stage, coordinator: Coordinator, hosts: list[Host], clients: list[Client]) -> None:
+    def __init__(
+        self,
+        stage: Stage,
+        coordinator: Coordinator,
+        hosts: list[Host],
+        clients: list[Client],
+        administrator: Administrator,
+    ) -> None:
         self.stage = stage
         self.loop = stage.loop
         self.random = stage.random
@@ -34,6 +42,7 @@ class Chaos:
         self.coordinator = coordinator
         self.hosts = hosts
         self.clients = clients
+        self.administrator = administrator
         self.doubles: list[Host] = []
         self.left = 0
         self.is_over = False
@@ -45,6 +54,9 @@ class Chaos:
             "coordinator clock jump": self._jump_coordinator,
             "client cut": self._cut_client,
             "definition edited": self._edit,
+            "worker revoked": self._revoke,
+            "token revoked": self._revoke_token,
+            "authority rotated": self._rotate,
         }
         self._worker_kinds: dict[str, Callable[[WorkerProcess], bool]] = {
             "cut connection": self._cut,
@@ -146,9 +158,12 @@ class Chaos:
         host = self.random.choice(self.hosts)
         if host.process is None:
             return False
-        double = Host(self.stage, self.coordinator, host.worker, self.random.randint(1, 4))
+        if not host.papers.certificate:
+            return False
+        double = Host(self.stage, self.coordinator, host.papers.worker, self.random.randint(1, 4))
+        double.papers.certificate = host.papers.certificate
         self.doubles.append(double)
-        self.stage.oracle.doubled[host.worker] = None
+        self.stage.oracle.doubled[host.papers.worker] = None
         double.start()
         self.loop.after(self.random.uniform(0.2, 2.0) * self.lease_s, self._retire, double)
         return True
@@ -194,6 +209,29 @@ class Chaos:
 
     def _cut_client(self) -> bool:
         self.random.choice(self.clients).cuts_wanted += 1
+        return True
+
+    # ---- who belongs to the cluster ----
+
+    def _revoke(self) -> bool:
+        """Rather a worker that has something to lose; half of the time while it is away, to come back with its reports."""
+        host = self.random.choice(self.hosts)
+        process = host.process
+        if process is None or not host.papers.certificate or not process.runner.busy:
+            return False
+        if self.random.random() < 0.5:
+            self._keep_away(process)
+        self.administrator.revoke(host.papers.worker)
+        return True
+
+    def _revoke_token(self) -> bool:
+        if not self.administrator.tokens:
+            return False
+        self.administrator.revoke_token(self.random.choice(self.administrator.tokens))
+        return True
+
+    def _rotate(self) -> bool:
+        self.administrator.rotate(self.random.uniform(0.0, 2.0) * self.lease_s)
         return True
 
     # ---- the end of it ----

@@ -23,7 +23,7 @@ from districomp.messages import (
 from districomp.model import DONE, QUEUED
 from districomp.outcome import Outcome
 from tests.sim.network import End
-from tests.sim.oracle import promise
+from tests.sim.promise import promise
 from tests.sim.stage import Stage
 from tests.sim.submission import Submission
 
@@ -48,14 +48,14 @@ class Reading:
 class Client:
     """One client with one connection, made again whenever it breaks."""
 
-    def __init__(self, stage: Stage, wanted: list[Submission]) -> None:
+    def __init__(self, stage: Stage, user: str, wanted: list[Submission]) -> None:
         self.loop = stage.loop
         self.random = stage.random
         self.network = stage.network
         self.oracle = stage.oracle
         self.tally = stage.tally
         self.wanted = wanted
-        self.principal = Principal("admin", user="sim")
+        self.shown = Principal("submit", user=user)
         self.readings: dict[str, Reading] = {}
         self.end: End | None = None
         self.is_welcome = False

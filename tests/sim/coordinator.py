@@ -8,12 +8,36 @@ from random import Random
 from typing import Final
 
 from dcoord.core.core import Core, Settings
-from dcoord.core.effects import Close, Effect, ReadPayload, Send
-from dcoord.core.events import DefinitionsChanged, Degraded, Events, Gone, PayloadRead, Received, SpaceLeft
+from dcoord.core.effects import Close, Effect, ReadPayload, Rotate, Send, Sign
+from dcoord.core.events import (
+    AuthoritiesChanged,
+    DefinitionsChanged,
+    Degraded,
+    Events,
+    Gone,
+    PayloadRead,
+    Received,
+    SpaceLeft,
+)
 from dcoord.core.records import OutcomeRecord, Record
+from dcoord.core.rights import GUEST, Principal
 from districomp import wire
-from districomp.messages import Goodbye, Message, Reply, ResultRows, Results
+from districomp.messages import (
+    Assign,
+    Authorities,
+    CreateToken,
+    Enrol,
+    Enrolled,
+    Goodbye,
+    Message,
+    OpenEnrolment,
+    Renew,
+    Reply,
+    ResultRows,
+    Results,
+)
 from districomp.model import QUEUED
+from tests.sim.authority import Authority
 from tests.sim.journal import CLUSTER, Journal
 from tests.sim.loop import Clock
 from tests.sim.network import End
@@ -21,6 +45,7 @@ from tests.sim.stage import Stage
 
 ROWS_MAX: Final = 64
 """Rows in one answer to a client."""
+GRANT_KEY: Final = b"the key of grants"
 ROOMY_BYTES: Final = 1 << 40
 FULL_BYTES: Final = 1 << 20
 
@@ -40,11 +65,12 @@ def _tenderness(records: list[Record]) -> float:
 class Peer:
     """One connection, as the coordinator has it."""
 
-    __slots__ = ("decoder", "end", "is_greeted", "number")
+    __slots__ = ("decoder", "end", "is_greeted", "number", "principal")
 
-    def __init__(self, number: int, end: End) -> None:
+    def __init__(self, number: int, end: End, principal: Principal) -> None:
         self.number = number
         self.end = end
+        self.principal = principal
         self.decoder = wire.Decoder()
         self.is_greeted = False
 
@@ -58,7 +84,8 @@ class Coordinator:
         self.rates = stage.rates
         self.tally = stage.tally
         self.oracle = stage.oracle
-        self.settings = Settings(CLUSTER, "sim", stage.lease_s, insecure=True)
+        self.authority = Authority(stage.certificate_s)
+        self.settings = Settings(CLUSTER, "sim", stage.lease_s, certificate_s=stage.certificate_s)
         self.clock = Clock(stage.loop, 1_000_000.0)
         self.journal = Journal()
         self.definitions = {name: profile.definition for name, profile in stage.profiles.items()}
@@ -71,15 +98,22 @@ class Coordinator:
         self.oracle.journal = self.journal
 
     def accept(self, end: End) -> "Process | None":
-        """A connection comes in; None while no process runs."""
-        if self.process is not None:
-            self.process.attach(end)
+        """A connection comes in; None while no process runs, or if what is shown proves nothing."""
+        principal: Principal | None = GUEST
+        if isinstance(end.shown, Principal):
+            principal = end.shown
+        elif end.shown:
+            principal = self.authority.principal(end.shown, self.clock.now())
+        if self.process is None or principal is None:
+            return None
+        self.process.attach(end, principal)
         return self.process
 
     def start(self) -> None:
         """Start a process, if none runs."""
         if self.process is None:
             self.journal.begin()
+            self.expire_authorities()
             self.process = Process(self)
             self.process.wake()
 
@@ -107,6 +141,17 @@ class Coordinator:
         if self.process is not None:
             self.process.arm()
 
+    def expire_authorities(self) -> None:
+        """Drop those whose time is over, now and whenever another's is."""
+        if self.authority.expire(self.clock.now()):
+            self.feed(self.authorities())
+        if len(self.authority.until) > 1:
+            self.loop.at(max(self.clock.true(self.authority.until[-1]), self.loop.now + 0.1), self.expire_authorities)
+
+    def authorities(self, rotated: tuple[int, int] | None = None) -> AuthoritiesChanged:
+        """The authorities as they are, for the core."""
+        return AuthoritiesChanged(self.authority.authorities, self.authority.until, GRANT_KEY, rotated)
+
     def feed(self, event: Events) -> None:
         """Something happens that is not of the network."""
         if self.process is not None:
@@ -133,15 +178,15 @@ class Process:
         core = Core(home.settings, restored, home.clock.now(), next_lease=next_lease)
         home.oracle.compare(core)
         free_bytes = FULL_BYTES if home.loop.now < home.short_until else ROOMY_BYTES
-        self._inbox += [DefinitionsChanged(dict(home.definitions)), SpaceLeft(free_bytes)]
+        self._inbox += [home.authorities(), DefinitionsChanged(dict(home.definitions)), SpaceLeft(free_bytes)]
         return core
 
     # ---- what comes in ----
 
-    def attach(self, end: End) -> None:
+    def attach(self, end: End, principal: Principal) -> None:
         """A new connection."""
         self.home.last_peer += 1
-        self.peers[self.home.last_peer] = Peer(self.home.last_peer, end)
+        self.peers[self.home.last_peer] = Peer(self.home.last_peer, end, principal)
         self._numbers[end] = self.home.last_peer
 
     def on_bytes(self, end: End, data: bytes) -> None:
@@ -151,12 +196,18 @@ class Process:
             return
         now = self.home.clock.now()
         for message in peer.decoder.receive(data):
-            principal = None
+            event = Received(peer.number, message, now, "127.0.0.1")
             if not peer.is_greeted:
                 peer.is_greeted = True
                 peer.decoder.greeted()
-                principal = end.principal
-            self._inbox.append(Received(peer.number, message, now, "127.0.0.1", principal=principal))
+                event.principal = peer.principal
+            if isinstance(message, Enrol):
+                event.principal = peer.principal
+            if isinstance(message, Enrol | Renew):
+                event.spki = message.csr
+            if isinstance(message, Enrol | CreateToken | OpenEnrolment):
+                event.entropy = self.home.random.randbytes(16)
+            self._inbox.append(event)
         self.wake()
 
     def on_closed(self, end: End) -> None:
@@ -236,7 +287,13 @@ class Process:
         for effect in effects:
             if isinstance(effect, Send):
                 if effect.peer in self.peers and effect.peer not in closing:
+                    if isinstance(effect.message, Assign):
+                        self.home.oracle.members.assigned(self.peers[effect.peer].principal.identity)
                     out.setdefault(effect.peer, bytearray()).extend(wire.encode(effect.message))
+            elif isinstance(effect, Sign):
+                self.home.loop.after(self.home.random.uniform(0.0, 0.01), self._sign, effect)
+            elif isinstance(effect, Rotate):
+                self.home.loop.after(0.0, self._rotate, effect)
             elif isinstance(effect, Close):
                 closing.setdefault(effect.peer, effect)
             elif isinstance(effect, ReadPayload):
@@ -271,6 +328,35 @@ class Process:
     def _read_payload(self, effect: ReadPayload) -> None:
         if self.is_alive:
             self.put(PayloadRead(effect.job, effect.first, self.home.journal.read_payload(effect.job, effect.first)))
+
+    # ---- certificates ----
+
+    def _sign(self, effect: Sign) -> None:
+        """Make a certificate, a moment after what it is made for is on disk."""
+        home, peer = self.home, self.peers.get(effect.peer)
+        if not self.is_alive or peer is None:
+            return
+        home.oracle.members.signed(effect.identity, effect.role)
+        certificate = home.authority.issue(effect.role, effect.identity, effect.name, home.clock.now())
+        authorities = home.authority.authorities
+        renew_s = 2 / 3 * home.authority.certificate_s
+        peer.end.send(
+            wire.encode(Enrolled(effect.request, effect.role, effect.identity, certificate, [], authorities, renew_s))
+        )
+
+    def _rotate(self, effect: Rotate) -> None:
+        """A new authority is on disk before anybody hears of it; whoever is here should have its certificate."""
+        home = self.home
+        if not self.is_alive:
+            return
+        home.authority.rotate(effect.overlap_s, home.clock.now())
+        home.tally.count("authority rotated")
+        self.put(home.authorities((effect.peer, effect.request)))
+        home.expire_authorities()
+        news = wire.encode(Authorities(self.core.settings.cluster, "sim", home.authority.authorities))
+        for number, peer in self.peers.items():
+            if number in self.core.fleet.by_peer:
+                peer.end.send(news)
 
     def _close(self, number: int, code: str, text: str) -> None:
         peer = self.peers.pop(number, None)

@@ -30,10 +30,22 @@ PER_RUN: Final = {
     "coordinator clock jump": (1, 3),
     "client cut": (1, 4),
     "definition edited": (1, 2),
+    "worker revoked": (1, 3),
+    "token revoked": (1, 1),
+    "authority rotated": (1, 1),
 }
 """Faults of the whole cluster, and how many there are of each in a run."""
 
-EMERGENT: Final = ("split read", "failed attempt", "cancelled job", "cancelled task", "submission sent again")
+EMERGENT: Final = (
+    "split read",
+    "failed attempt",
+    "cancelled job",
+    "cancelled task",
+    "submission sent again",
+    "worker enrolled",
+    "pending worker",
+    "certificate renewed",
+)
 """What comes of rates and of the clients' plans."""
 
 

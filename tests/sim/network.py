@@ -15,6 +15,10 @@ GRAIN_S = 1e-6
 """Between two pieces of one write."""
 
 
+Shown = bytes | Principal
+"""A certificate (b'': none), or what the system says of whoever uses a local socket."""
+
+
 class Owner(Protocol):
     """Whoever holds an end of a connection."""
 
@@ -26,11 +30,11 @@ class Owner(Protocol):
 
 
 class Dialer(Owner, Protocol):
-    """Whoever opens connections, and who the other side sees in it."""
+    """Whoever opens connections, and what it shows of itself."""
 
     @property
-    def principal(self) -> Principal:
-        """What a certificate proves, or the system's word on a local socket."""
+    def shown(self) -> "Shown":
+        """A certificate, or the system's word on a local socket."""
         ...
 
     def on_open(self, end: "End") -> None:
@@ -50,12 +54,12 @@ class Listener(Protocol):
 class End:
     """One side of a connection: what is written here arrives at `other`."""
 
-    __slots__ = ("_due", "_flight", "_network", "delay_s", "is_cut", "is_open", "other", "owner", "principal")
+    __slots__ = ("_due", "_flight", "_network", "delay_s", "is_cut", "is_open", "other", "owner", "shown")
 
     other: "End"
     owner: Owner
-    principal: Principal
-    """Who dialed."""
+    shown: Shown
+    """By whoever dialed."""
 
     def __init__(self, network: "Network", delay_s: float) -> None:
         self._network = network
@@ -149,7 +153,7 @@ class Network:
         delay_s = self.random.uniform(0.00005, self.rates.latency_s)
         near, far = End(self, delay_s), End(self, delay_s)
         near.other, far.other, near.owner = far, near, dialer
-        near.principal = far.principal = dialer.principal
+        near.shown = far.shown = dialer.shown
         owner = self.listener.accept(far) if self.listener is not None else None
         if owner is None:
             dialer.on_refused()

@@ -23,18 +23,17 @@ from districomp.model import (
 )
 from districomp.outcome import Outcome
 from districomp.taskdef import Definition, decode_definition
+from tests.sim.faults import Tally
 from tests.sim.journal import Journal
+from tests.sim.members import Members
 from tests.sim.profiles import Fate
+from tests.sim.promise import promise
 from tests.sim.submission import Submission
 
 LOST: Final = ("worker_lost", "crash_limit")
 """What the coordinator says of an attempt whose worker it has lost."""
 STOPPED: Final = ("worker_stopped", "cancelled")
 """What a worker says of an attempt that it was told to stop; it may not count against the task."""
-
-
-class BrokenPromiseError(AssertionError):
-    """The system did what it promises never to do."""
 
 
 class Attempt(msgspec.Struct, frozen=True):
@@ -69,18 +68,13 @@ class Truth:
         self.is_ended = False
 
 
-def promise(holds: bool, text: str) -> None:
-    """A promise of the system."""
-    if not holds:
-        raise BrokenPromiseError(text)
-
-
 class Oracle:
     """Sees everything and decides nothing."""
 
     journal: Journal
 
-    def __init__(self) -> None:
+    def __init__(self, tally: Tally) -> None:
+        self.members = Members(tally)
         self.is_healed = False
         self.is_calm = False
         """Healed for so long that nobody can be lost any more."""
@@ -130,10 +124,13 @@ class Oracle:
 
     def committed(self, records: list[Record], core: Core) -> None:
         """These are in the journal now, written by this core."""
+        self.members.begin_commit()
         for record in records:
+            self.members.committed(record)
             match record:
                 case OutcomeRecord(outcome=outcome):
                     self._on_outcome(outcome)
+                    self.members.check_outcome(outcome)
                     self._check_loss(outcome, core)
                 case JobRecord():
                     self._on_job(record)
@@ -241,6 +238,7 @@ class Oracle:
 
     def compare(self, core: Core) -> None:
         """A core that starts from the journal knows what is in it."""
+        self.members.compare(core)
         promise(list(core.jobs) == list(self.jobs), f"jobs {list(core.jobs)} came back, not {list(self.jobs)}")
         for number, truth in self.jobs.items():
             job = core.jobs[number]

@@ -22,4 +22,5 @@ class Stage(msgspec.Struct):
     oracle: Oracle
     profiles: dict[str, Profile]
     lease_s: float
+    certificate_s: float
     check_rate: float

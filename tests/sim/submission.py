@@ -6,7 +6,7 @@ from typing import Final
 import msgspec
 
 from districomp.messages import Items, Submit
-from districomp.model import File, Item
+from districomp.model import Blob, File, Item
 
 FRAME_ITEMS_MAX: Final = 400
 
@@ -92,13 +92,15 @@ def draw_extra(random: Random, place: int, count: int, due: float) -> Submission
 def _draw(random: Random, request_id: str, name: str, count: int, due: float) -> Submission:
     items: list[Item] = []
     numbers = None
-    form = random.choice(("numbers", "items", "items", "files"))
+    form = random.choice(("numbers", "items", "items", "files", "blobs"))
     if count == 1 and random.random() < 0.3:
         form = "nothing"
     if form == "numbers":
         numbers = random.randint(-1000, 1000), random.choice((1, 2, -3))
     elif form == "files" and name != "stream":
         items = [File(f"/data/{request_id}/{k}", b"content %d" % k) for k in range(count)]
+    elif form == "blobs":
+        items = [Blob(b"%-32d" % k, 100_000 + k) for k in range(count)]
     elif form != "nothing" or name == "stream":
         items = [b"%s:%d" % (request_id.encode(), k) for k in range(count)]
     size = random.randint(1, FRAME_ITEMS_MAX)

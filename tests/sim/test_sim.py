@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dcoord.core.core import Core
-from tests.sim.oracle import BrokenPromiseError
+from tests.sim.promise import BrokenPromiseError
 from tests.sim.world import simulate
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -5,14 +5,17 @@ The core is the real one; the connection, the runner and the uploads around it a
 
 from typing import Final
 
-from dcoord.core.rights import Principal
 from districomp import wire
 from districomp.messages import (
     PROTOCOL_VERSION,
     AnyMessage,
+    Authorities,
+    Enrolled,
     Goodbye,
     HelloWorker,
     Machine,
+    Refused,
+    Renew,
     Returned,
     Welcome,
 )
@@ -36,9 +39,10 @@ from dworker.events import (
     Uploaded,
 )
 from tests.sim.coordinator import Coordinator
+from tests.sim.guest import Guest, Papers
 from tests.sim.loop import Clock
 from tests.sim.network import End
-from tests.sim.oracle import promise
+from tests.sim.promise import promise
 from tests.sim.runner import Runner
 from tests.sim.stage import Stage
 
@@ -50,14 +54,13 @@ BACKOFF_S_MAX: Final = 5.0
 
 
 class Host:
-    """A machine. `worker` is the id that it believes to be its own."""
+    """A machine. `worker` is the id that it wants, and has until somebody gives it another."""
 
     def __init__(self, stage: Stage, coordinator: Coordinator, worker: str, slots: int) -> None:
         self.stage = stage
         self.coordinator = coordinator
-        self.worker = worker
+        self.papers = Papers(worker)
         self.slots = slots
-        self.principal = Principal("worker", identity=worker, name=worker)
         self.clock = Clock(stage.loop, stage.random.uniform(0.0, 1e6))
         self.process: WorkerProcess | None = None
         self.is_retired = False
@@ -85,12 +88,12 @@ class WorkerProcess:
     def __init__(self, host: Host) -> None:
         self.host = host
         self.stage = stage = host.stage
-        self.principal = host.principal
         self.number = stage.random.getrandbits(63)
         # Above all that an earlier process used, as a serial that begins with the time is.
         first_serial = (int(stage.loop.now * 1e6) << 12) + stage.random.getrandbits(12)
         self.core = WorkerCore(Settings(host.slots, first_serial))
         self.runner = Runner(stage, self.number, host.clock, host.slots, self._ended)
+        self.guest = Guest(stage, host.papers, host.slots, self.dial)
         self.is_alive = True
         self.end: End | None = None
         self.is_welcome = False
@@ -102,6 +105,7 @@ class WorkerProcess:
         self._pending: list[Events] = []
         self._failures = 0
         self._dials = 0
+        self._renewals = 0
         self._wake_at = float("inf")
         self._uploads: dict[int, None] = {}
         self._handed_back = 0
@@ -109,6 +113,12 @@ class WorkerProcess:
     def die(self) -> None:
         """Nothing of this process happens any more."""
         self.is_alive = self.runner.is_alive = False
+        self.guest.stop()
+
+    @property
+    def shown(self) -> bytes:
+        """Its certificate."""
+        return self.host.papers.certificate
 
     def shut_down(self) -> None:
         """SIGTERM."""
@@ -117,8 +127,11 @@ class WorkerProcess:
     # ---- the connection ----
 
     def dial(self) -> None:
-        """Try to connect."""
+        """Try to connect; first of all to become somebody."""
         if not self.is_alive:
+            return
+        if not self.host.papers.certificate:
+            self.guest.dial()
             return
         if self.stage.loop.now < self.away_until or (self.stays_away_for_report and not self.core.unacknowledged):
             self.stage.loop.at(max(self.away_until, self.stage.loop.now + 0.5), self.dial)
@@ -136,13 +149,14 @@ class WorkerProcess:
         self._decoder.greeted()
         self._dials += 1
         self.stage.loop.after(GREETING_S, self._give_up_greeting, self._dials)
-        host = self.host
-        end.send(
-            wire.encode(HelloWorker(PROTOCOL_VERSION, "", host.worker, host.worker, host.slots, Machine(), self.number))
-        )
+        name, slots = self.host.papers.worker, self.host.slots
+        end.send(wire.encode(HelloWorker(PROTOCOL_VERSION, "", name, name, slots, Machine(), self.number)))
 
     def on_refused(self) -> None:
-        """Nobody is there."""
+        """Nobody is there, or what we show proves nothing any more."""
+        authority = self.host.coordinator.authority
+        if authority.principal(self.shown, self.host.coordinator.clock.now()) is None:
+            self.host.papers.certificate = b""
         self._back_off()
 
     def on_bytes(self, end: End, data: bytes) -> None:
@@ -156,7 +170,9 @@ class WorkerProcess:
         events: list[Events] = []
         is_over = False
         for message in self._decoder.receive(data):
-            is_over = is_over or isinstance(message, Goodbye)
+            if isinstance(message, Goodbye):
+                is_over = True
+                self._on_goodbye(message)
             event = self._event(message, now)
             if event is not None:
                 events.append(event)
@@ -167,15 +183,53 @@ class WorkerProcess:
 
     def _event(self, message: AnyMessage, now: float) -> Events | None:
         if self.is_welcome:
+            if isinstance(message, Enrolled | Authorities | Refused):
+                self._on_papers(message)
+                return None
             return Received(message, now)
         if isinstance(message, Welcome):
             self.is_welcome = True
+            self._renew_in(message.renew_s)
             self._failures = 0
             if self.core.unacknowledged:
                 self.stage.tally.count("late result")
-            return Connected(message, now)
+            return Connected(message, now, "sim")
         assert isinstance(message, Goodbye), f"a worker was greeted with {message}"
         return None
+
+    def _on_goodbye(self, message: Goodbye) -> None:
+        """Whoever does not belong here any more has to ask again, as somebody without a certificate."""
+        papers = self.host.papers
+        if message.code in ("revoked", "not_allowed", "expired"):
+            is_current = self.host.coordinator.authority.is_current(papers.certificate)
+            self.stage.oracle.members.dismissed(papers.worker, message.code, is_current=is_current)
+            papers.certificate = b""
+
+    def _on_papers(self, message: Enrolled | Authorities | Refused) -> None:
+        """A new certificate came, or could not be had now, or there is a new authority to have one of."""
+        match message:
+            case Enrolled():
+                promise(message.identity == self.host.papers.worker, f"a renewal makes {message.identity} of another")
+                self.host.papers.certificate = message.certificate
+                self._renew_in(message.renew_s)
+            case Authorities():
+                self._renew_in(0.0)
+            case Refused():
+                promise(message.code == "degraded", f"a renewal is refused: {message.code}, {message.text}")
+                self._renew_in(1.0)
+
+    def _renew_in(self, seconds: float) -> None:
+        self._renewals += 1
+        self.stage.loop.after(seconds, self._renew, self._renewals, self._dials)
+
+    def _renew(self, renewal: int, dial: int) -> None:
+        if (
+            self.is_alive
+            and self.is_welcome
+            and self.end is not None
+            and (renewal, dial) == (self._renewals, self._dials)
+        ):
+            self.end.send(wire.encode(Renew(1, self.stage.random.randbytes(16))))
 
     def on_closed(self, end: End) -> None:
         """The connection broke, or was closed."""
@@ -270,7 +324,7 @@ class WorkerProcess:
             assert self.end is not None and self.is_welcome, "the core sends without a connection"
             self.end.send(bytes(out))
         if reset is not None and self.end is not None:
-            assert reset.code != "protocol", f"{self.host.worker}: {reset.text}"
+            assert reset.code != "protocol", f"{self.host.papers.worker}: {reset.text}"
             end = self.end
             end.send(wire.encode(Goodbye(reset.code, reset.text)))
             end.close()
@@ -281,7 +335,7 @@ class WorkerProcess:
             return
         promise(
             self._handed_back <= HAND_BACKS_MAX,
-            f"{self.host.worker} was given work {self._handed_back} times while it stopped",
+            f"{self.host.papers.worker} was given work {self._handed_back} times while it stopped",
         )
         assert not self.runner.busy, "a worker exits while an attempt runs"
         self.die()

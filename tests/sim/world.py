@@ -7,14 +7,16 @@ from typing import Final
 import msgspec
 
 from districomp.model import STATE_NAMES
+from tests.sim.administrator import Administrator
 from tests.sim.chaos import Chaos
 from tests.sim.client import Client
 from tests.sim.coordinator import Coordinator
 from tests.sim.faults import Tally, draw_plan, draw_rates
 from tests.sim.loop import Loop
 from tests.sim.network import Network
-from tests.sim.oracle import Oracle, promise
+from tests.sim.oracle import Oracle
 from tests.sim.profiles import Profile, draw_profiles, stretched
+from tests.sim.promise import promise
 from tests.sim.stage import Stage
 from tests.sim.submission import Submission, draw_extra, draw_submissions
 from tests.sim.worker import Host
@@ -30,6 +32,8 @@ CALM_LEASES: Final = 6.0
 MORE_S: Final = 4.0
 STRETCH_MAX: Final = 2.0
 CLIENT_COUNT: Final = 3
+CERTIFICATE_LEASES: Final = (4.0, 20.0)
+"""How many leases long a certificate is good: not much longer than some of what goes wrong."""
 
 
 class Summary(msgspec.Struct):
@@ -69,12 +73,14 @@ class World:
         self.oracle.submissions = {submission.request_id: submission for submission in submissions}
         self.coordinator = Coordinator(stage, 1 if size < 2000 else size // 50)
         stage.network.listener = self.coordinator
-        self.hosts = [Host(stage, self.coordinator, f"worker-{k}", count) for k, count in enumerate(slots)]
+        self.hosts = [Host(stage, self.coordinator, f"worker{k}", count) for k, count in enumerate(slots)]
         count = min(CLIENT_COUNT, len(submissions))
-        self.clients = [Client(stage, submissions[k::count]) for k in range(count)]
-        self.chaos = Chaos(stage, self.coordinator, self.hosts, self.clients)
+        self.clients = [Client(stage, f"user{k}", submissions[k::count]) for k in range(count)]
+        self.administrator = Administrator(stage)
+        self.chaos = Chaos(stage, self.coordinator, self.hosts, self.clients, self.administrator)
         self.chaos.follow(draw_plan(self.random, workers, self.span_s))
         self.coordinator.start()
+        self.administrator.start([host.papers for host in self.hosts])
         for host in self.hosts:
             self.loop.at(self.random.uniform(0.0, 0.1 * self.span_s), host.start)
 
@@ -82,7 +88,9 @@ class World:
         loop, tally = Loop(), Tally()
         rates = draw_rates(self.random, lease_s)
         network = Network(loop, self.random, rates, tally)
-        return Stage(loop, self.random, rates, tally, network, Oracle(), profiles, lease_s, check_rate)
+        certificate_s = lease_s * self.random.uniform(*CERTIFICATE_LEASES)
+        oracle = Oracle(tally)
+        return Stage(loop, self.random, rates, tally, network, oracle, profiles, lease_s, certificate_s, check_rate)
 
     def _draw_work(self, workers: int, tasks: int) -> tuple[dict[str, Profile], list[Submission], list[int]]:
         """Kinds of tasks, jobs, and slots of each worker; the tasks take so long that the workers are busy in the first phase."""
@@ -157,7 +165,7 @@ class World:
     def _left(self) -> str:
         left = self.oracle.unfinished()
         left += ["a client without all its results" for client in self.clients if not client.is_done()]
-        left += [f"{host.worker} holds something" for host in self.hosts if self._has_something(host)]
+        left += [f"{host.papers.worker} holds something" for host in self.hosts if self._has_something(host)]
         return "; ".join(left[:20]) or "the coordinator has leases that nobody holds"
 
     def _check_at_end(self) -> None:
