@@ -1,198 +1,52 @@
 """Who is let in, by what, and for how long: the core's trust, without cryptography."""
 
-import hashlib
-from typing import get_args
-
 import msgspec
 import pytest
 
-from dcoord.core import grants
-from dcoord.core.effects import Effect, RefusedChanged, Rotate, Sign
+from dcoord.core.effects import RefusedChanged, Rotate, Sign
 from dcoord.core.events import AuthoritiesChanged, Received
 from dcoord.core.records import IdentityRecord, OutcomeRecord, Restored, TokenRecord
-from dcoord.core.rights import GUEST, MAY, Principal
+from dcoord.core.rights import GUEST
 from dcoord.core.trust import GUESS_S, GUESSES_MAX, PENDING_PER_ADDRESS_MAX
-from districomp.documents import TokenDocument
 from districomp.messages import (
     PROTOCOL_VERSION,
-    Accepted,
     Admit,
-    AnyMessage,
-    AskGrant,
     Assign,
     Authorities,
-    Cancel,
     CreateToken,
-    Enrol,
-    Granted,
     Heartbeat,
     HelloClient,
     HelloGuest,
     HelloWorker,
-    Inventory,
     Machine,
-    Message,
     OpenEnrolment,
     Pending,
-    Refused,
     Renew,
     Reply,
-    Reports,
-    Retry,
     Revoke,
     RevokeToken,
     RotateAuthority,
-    Submit,
     Welcome,
 )
-from districomp.model import Blob
 from districomp.tokens import authority_hash, cluster_id, pairing_words, parse_token
 from tests.unit.corelab import Lab, principal_of
-
-OLD, NEW = b"the certificate of an authority", b"that of another one"
-KEY = b"k" * 32
-LIFETIME_S = 3000.0
-FAR = 1e10
-ADMIN = Principal("admin", user="root", name="root")
-
-
-def trusting(restored: Restored | None = None, now: float = 1_000_000.0) -> Lab:
-    """A coordinator that is not insecure."""
-    lab = Lab(restored, now, insecure=False, grant_key=KEY, certificate_s=LIFETIME_S)
-    lab.feed(AuthoritiesChanged([OLD], [FAR], KEY))
-    return lab
-
-
-def others(lab: Lab, kind: type[Effect]) -> list[Effect]:
-    """The effects of a kind so far, taken out."""
-    found = [effect for effect in lab.others if isinstance(effect, kind)]
-    lab.others = [effect for effect in lab.others if not isinstance(effect, kind)]
-    return found
-
-
-def say(lab: Lab, peer: int, message: Message, *, address: str = "10.0.0.1:5", spki: bytes = b"key") -> None:
-    """A guest's message, with what the driver adds to it."""
-    entropy = hashlib.sha256(b"%d %d" % (peer, len(lab.sent))).digest()[:16]
-    lab.feed(Received(peer, message, lab.now, address, None, GUEST, entropy, spki))  # type: ignore[arg-type]
-
-
-def enrol(lab: Lab, peer: int, secret: bytes = b"", role: str = "worker", **keys: str | bytes) -> Sign | None:
-    """A guest comes and asks; the certificate that it is given, if any."""
-    own = {"address": str(keys.pop("address", "10.0.0.1:5")), "spki": bytes(keys.pop("spki", b"key"))}  # type: ignore[arg-type]
-    say(lab, peer, HelloGuest(PROTOCOL_VERSION, "test"), **own)  # type: ignore[arg-type]
-    fields = {"worker": "w1" if role == "worker" else "", "name": "pc"} | keys
-    say(lab, peer, Enrol(1, role, b"csr", secret, **fields), **own)  # type: ignore[arg-type]
-    signs = others(lab, Sign)
-    assert len(signs) <= 1
-    return signs[0] if signs else None  # type: ignore[return-value]
-
-
-def admin(lab: Lab, message: Message, peer: int = 900) -> None:
-    """An admin's message, by the control socket."""
-    if peer not in lab.core.principals:
-        lab.receive(peer, HelloClient(PROTOCOL_VERSION, "test"), principal=ADMIN)
-    lab.feed(Received(peer, message, lab.now, "local", None, None, b"entropy %8d" % len(lab.records)))  # type: ignore[arg-type]
-
-
-def token(lab: Lab, role: str = "worker", expires_s: float = 1000.0, **keys: object) -> TokenDocument:
-    """A new token."""
-    admin(lab, CreateToken(1, role, expires_s, **keys))  # type: ignore[arg-type]
-    return msgspec.msgpack.decode(lab.take(Reply)[-1].documents[0], type=TokenDocument)
-
-
-def secret_of(document: TokenDocument) -> bytes:
-    assert isinstance(document.token, str)
-    return parse_token(document.token).secret
-
-
-def refusal(lab: Lab, peer: int) -> str:
-    """The code of the last refusal of a peer."""
-    return lab.take(Refused, peer)[-1].code
-
-
-def certified(
-    role: str, identity: str, lab: Lab, *, authority: bytes = OLD, expires_s: float = LIFETIME_S
-) -> Principal:
-    """The holder of a certificate."""
-    return Principal(role, identity, f"pc/{identity}", "pc", lab.now + expires_s, cluster_id(authority))
-
-
-def come(lab: Lab, peer: int, worker: str = "w1", principal: Principal | None = None, slots: int = 1) -> None:
-    """A worker connects with its certificate, and holds nothing."""
-    who = principal or certified("worker", worker, lab)
-    lab.receive(peer, HelloWorker(PROTOCOL_VERSION, "", worker, "pc", slots, Machine(), 1), principal=who)
-    if peer in lab.core.principals:
-        lab.receive(peer, Inventory(0, [], [], [], [], True))
-
-
-def submitter(lab: Lab, peer: int, identity: str) -> Principal:
-    """A client of role submit connects."""
-    sign = enrol(lab, peer + 5000, secret_of(token(lab, "submit")), "submit", spki=identity.encode(), name=identity)
-    assert sign is not None
-    who = certified("submit", sign.identity, lab)
-    lab.receive(peer, HelloClient(PROTOCOL_VERSION, "test"), principal=who)
-    lab.take(Welcome)
-    return who
-
-
-# ---- the table ----
-
-MINIMAL: dict[str, object] = {
-    "version": PROTOCOL_VERSION, "program": "x", "machine": Machine(), "params": {}, "items": [], "request": 3,
-    "role": "worker", "csr": b"x", "verb": "GET", "path": "/", "expires_s": 1.0, "for_s": 1.0, "overlap_s": 1.0,
-    "slots": 1, "pid": 1, "job": 1, "index": 0, "serial": 1, "lease": 1, "epoch": 1, "lease_s": 1.0, "now": 0.0,
-    "nonce": b"", "grant": "", "renew_s": 1.0, "certificate": b"", "key": b"", "grant_key": b"", "wait": False,
-    "after": 0, "ended": False, "last": True, "numbers": None, "tasks": 1, "body": b"", "noun": "status",
-}  # fmt: skip
-LISTS = {
-    "programs", "found", "leases", "times", "indexes", "attempts", "started", "jobs", "authorities", "chain", "refused",
-    "documents", "rows", "serials",
-}  # fmt: skip
-
-
-def made(kind: type[Message]) -> Message:
-    """A message of a kind, with whatever it needs."""
-    fields = {
-        field.encode_name: [] if field.encode_name in LISTS else MINIMAL.get(field.encode_name, "x")
-        for field in msgspec.structs.fields(kind)
-        if field.required
-    }
-    return kind(**fields)
-
-
-@pytest.mark.parametrize("role", sorted(MAY))
-def test_every_role_may_send_what_the_table_says_and_nothing_else(role: str) -> None:
-    kinds: tuple[type[Message], ...] = get_args(AnyMessage)
-    assert len(kinds) > 40
-    for kind in kinds:
-        if kind in MAY[role]:
-            continue
-        lab = trusting()
-        lab.submit()
-        message, before = made(kind), len(lab.records)
-        identity = "w1" if role in ("worker", "submit", "read", "admin") else ""
-        if identity:
-            lab.core.trust.identities["w1"] = IdentityRecord("w1", role, "pc", "", [], 0.0, FAR)
-        lab.core.principals[7] = Principal(role, identity, "u", "pc")
-        lab.receive(7, message, principal=lab.core.principals[7])
-        if hasattr(message, "request"):
-            assert refusal(lab, 7) == "not_allowed", kind
-        else:
-            assert [(close.peer, close.code) for close in lab.closed] == [(7, "not_allowed")], kind
-            assert 7 not in lab.core.principals
-        assert len(lab.records) == before, kind
-        assert not lab.others, kind
-
-
-def test_whoever_has_proved_nothing_is_not_heard() -> None:
-    lab = trusting()
-    for message in (Submit(1, "", "work", {}, count=1), made(Reports), CreateToken(2, "admin", 1.0)):
-        lab.feed(Received(5, message, lab.now))  # type: ignore[arg-type]
-    lab.feed(Received(6, HelloClient(PROTOCOL_VERSION, "x"), lab.now))
-    lab.feed(Received(6, Submit(1, "", "work", {}, count=1), lab.now))
-    assert not lab.records
-    assert not [message for _, message in lab.sent if isinstance(message, Accepted | Reply | Welcome)]
-
+from tests.unit.trustlab import (
+    FAR,
+    KEY,
+    LIFETIME_S,
+    NEW,
+    OLD,
+    admin,
+    certified,
+    come,
+    enrol,
+    others,
+    refusal,
+    say,
+    secret_of,
+    token,
+    trusting,
+)
 
 # ---- tokens ----
 
@@ -441,91 +295,6 @@ def test_a_rotation_is_answered_when_it_is_done() -> None:
     lab.feed(AuthoritiesChanged([NEW, OLD], [FAR, lab.now + 3600], KEY, (900, 8)))
     (reply,) = lab.take(Reply, 900)
     assert list(msgspec.msgpack.decode(reply.documents[0])["former"]) == [cluster_id(OLD)]
-
-
-# ---- jobs of others ----
-
-
-def test_a_submitter_has_its_own_jobs_alone() -> None:
-    lab = trusting()
-    anna, bert = submitter(lab, 20, "anna"), submitter(lab, 21, "bert")
-    request_id = "11111111-2222-3333-4444-555555555555"
-    lab.receive(20, Submit(1, request_id, "work", {}, count=1, user="bert"))
-    (accepted,) = lab.take(Accepted, 20)
-    assert lab.core.jobs[accepted.job].record.user == anna.user != bert.user
-    for message in (Cancel(2, accepted.job), Retry(3, accepted.job), AskGrant(4, "GET", f"/results/{accepted.job}.0")):
-        lab.receive(21, message)
-        assert refusal(lab, 21) == "not_allowed"
-    lab.receive(21, Submit(5, request_id, "work", {}, count=1))
-    assert refusal(lab, 21) == "bad_request"
-    assert not lab.core.jobs[accepted.job].is_ended
-    lab.receive(20, Cancel(6, accepted.job))
-    assert lab.core.jobs[accepted.job].is_ended
-
-
-# ---- grants ----
-
-
-def granted(lab: Lab, peer: int, verb: str, path: str, lease: int = 0) -> grants.Grant | None:
-    """What is granted, None if it is refused."""
-    lab.receive(peer, AskGrant(9, verb, path, lease))
-    found = lab.take(Granted, peer)
-    if not found:
-        assert refusal(lab, peer) == "not_allowed"
-        return None
-    return grants.check(KEY, found[0].grant, lab.now)
-
-
-def test_a_worker_is_granted_what_its_leases_need_and_nothing_else() -> None:
-    lab = trusting()
-    secret = secret_of(token(lab))
-    for peer, worker in ((1, "w1"), (2, "w2")):
-        enrol(lab, peer + 100, secret, worker=worker, spki=worker.encode())
-        come(lab, peer, worker)
-    blob = Blob(b"s" * 32, 100_000)
-    job = lab.submit(items=[blob, blob], params={})
-    (first,) = lab.take(Assign, 1)
-    (second,) = lab.take(Assign, 2)
-    brought = grants.check(KEY, first.grants[0], lab.now)
-    own = f"/tasks/{job}.{first.indexes[0]}"
-    assert (brought.verb, brought.path, brought.identity, brought.lease) == ("GET", own, "w1", first.lease)
-    assert granted(lab, 1, "GET", own, first.lease) is not None
-    upload = granted(lab, 1, "PUT", f"/blobs/{'a' * 64}", first.lease)
-    assert upload is not None
-    assert upload.expires == lab.now + grants.GRANT_S
-    other = f"/tasks/{job}.{second.indexes[0]}"
-    for verb, path, lease in (
-        ("GET", other, first.lease),
-        ("GET", other, second.lease),
-        ("GET", own, second.lease),
-        ("GET", own, 0),
-        ("GET", f"/results/{job}.0", first.lease),
-        ("GET", f"/blobs/{'a' * 64}", first.lease),
-        ("PUT", "/blobs/../tasks/1.0", first.lease),
-        ("PUT", f"/blobs/{'A' * 64}", first.lease),
-        ("SESSION", "", first.lease),
-        ("DELETE", own, first.lease),
-    ):
-        assert granted(lab, 1, verb, path, lease) is None, (verb, path, lease)
-    lab.report(1, [(first.lease, job, first.indexes[0])])
-    assert granted(lab, 1, "GET", own, first.lease) is None
-
-
-def test_readers_are_granted_reading_and_guests_nothing() -> None:
-    lab = trusting()
-    job = lab.submit()
-    sign = enrol(lab, 50, secret_of(token(lab, "read")), "read", spki=b"r")
-    assert sign is not None
-    lab.receive(51, HelloClient(PROTOCOL_VERSION, "x"), principal=certified("read", sign.identity, lab))
-    assert granted(lab, 51, "GET", f"/results/{job}.0") is not None
-    assert granted(lab, 51, "PUT", f"/blobs/{'a' * 64}") is None
-    assert granted(lab, 51, "GET", "/results/99.0") is None
-    session = granted(lab, 51, "SESSION", "")
-    assert session is not None
-    assert session.role == "read"
-    say(lab, 60, HelloGuest(PROTOCOL_VERSION, "x"))
-    say(lab, 60, AskGrant(1, "SESSION", ""))
-    assert refusal(lab, 60) == "not_allowed"
 
 
 def test_an_insecure_coordinator_enrols_nobody() -> None:
