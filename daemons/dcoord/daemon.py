@@ -395,7 +395,10 @@ class Daemon:
                 if record.present and worker is not None:
                     log.info("worker %s joined from %s with %d slots", record.name, worker.address, worker.slots)
                 elif not record.present:
-                    log.warning("worker %s is lost: silent for a whole lease", record.name)
+                    identity = self._core.trust.identities.get(record.worker)
+                    is_revoked = identity is not None and identity.revoked
+                    why = "revoked" if is_revoked else "lost: silent for a whole lease"
+                    log.warning("worker %s is %s", record.name, why)
 
     # ---- stop ----
 
