@@ -12,6 +12,7 @@ import itertools
 import logging
 import secrets
 import ssl
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -64,23 +65,40 @@ class Issued(NamedTuple):
     renew_s: float
 
 
+class _Current(NamedTuple):
+    """The authorities as they are, and the newest one's certificate and key: replaced as one, never changed."""
+
+    kept: Kept
+    certificate: x509.Certificate
+    key: ec.EllipticCurvePrivateKey
+
+    def __repr__(self) -> str:
+        return "_Current(...)"
+
+    @property
+    def clusters(self) -> list[str]:
+        return [cluster_id(authority.certificate) for authority in self.kept.authorities]
+
+
 class _Server(NamedTuple):
-    """The coordinator's own TLS context, and from when to when it is to be used."""
+    """The coordinator's own TLS context, of which authorities it is, and from when to when it is to be used."""
 
     context: ssl.SSLContext
+    current: _Current
     since: float
     until: float
 
 
 class Authority:
-    """What signs. Not for several threads at once; every call takes well below 10 ms, but for those that write (fsync)."""
+    """What signs. `rotate` waits for the disk and may run in a thread; every other call takes a millisecond or so."""
 
     def __init__(self, file: AuthorityFile, kept: Kept, lifetime_s: float, clock: Callable[[], float]) -> None:
         self._file = file
         self._lifetime_s = lifetime_s
         self._clock = clock
+        self._changing = threading.Lock()
+        self._current = _loaded(kept)
         self._server: _Server | None = None
-        self._take(kept)
 
     @classmethod
     def open(
@@ -117,42 +135,32 @@ class Authority:
     @property
     def cluster(self) -> str:
         """The id of the cluster, by its newest authority."""
-        return cluster_id(self.authorities[0])
+        return self._current.clusters[0]
 
     @property
     def authorities(self) -> list[bytes]:
         """The certificates (DER) that the coordinator can be known by, the newest first."""
-        return [authority.certificate for authority in self._kept.authorities]
+        return [authority.certificate for authority in self._current.kept.authorities]
 
     @property
     def until(self) -> list[float]:
         """When each of them ends, in Unix seconds."""
-        return [authority.until for authority in self._kept.authorities]
+        return [authority.until for authority in self._current.kept.authorities]
 
     @property
     def grant_key(self) -> bytes:
         """What grants are signed with; another one after a rotation."""
-        return self._kept.grant_key
-
-    def ends(self, cluster: str) -> float:
-        """When what the authority of this id has signed ends at the latest; 0 for one that is none of ours (any more)."""
-        return next((a.until for a in self._kept.authorities if cluster_id(a.certificate) == cluster), 0.0)
+        return self._current.kept.grant_key
 
     # ---- the coordinator's own certificates ----
 
     def coordinator_chain(self) -> tuple[bytes, bytes]:
-        """A new key (PEM) with its certificate, and what proves it to whoever trusts a former authority (PEM)."""
-        key = ec.generate_private_key(ec.SECP256R1())
-        clusters = [cluster_id(certificate) for certificate in self.authorities]
-        names = x509.SubjectAlternativeName([x509.DNSName(tls.server_name(cluster)) for cluster in clusters])
-        # One without a name must have its alternative names marked as critical (RFC 5280, 4.2.1.6).
-        leaf = self._leaf(x509.Name([]), names, key.public_key(), ExtendedKeyUsageOID.SERVER_AUTH, LEAF_S)
-        crosses = [authority.cross for authority in self._kept.authorities if authority.cross]
-        return tls.to_pem([_der(leaf), *crosses]), keys.private_pem(key)
+        """A new key's certificate with what proves it to whoever trusts a former authority, and that key (both PEM)."""
+        return self._chain(self._current)
 
     def web_chain(self) -> tuple[bytes, bytes]:
         """The same with a key of its own, for the data port."""
-        return self.coordinator_chain()
+        return self._chain(self._current)
 
     @property
     def chain_renew_s(self) -> float:
@@ -161,11 +169,21 @@ class Authority:
 
     def server_context(self) -> ssl.SSLContext:
         """For connections that are taken now; ask for each, for it changes with the authorities and with time."""
-        now = self._clock()
-        if self._server is None or not self._server.since <= now < self._server.until:
-            context = tls.server_context(*self.coordinator_chain(), self.authorities)
-            self._server = _Server(context, now, now + self.chain_renew_s)
-        return self._server.context
+        now, current, server = self._clock(), self._current, self._server
+        if server is None or server.current is not current or not server.since <= now < server.until:
+            authorities = [authority.certificate for authority in current.kept.authorities]
+            context = tls.server_context(*self._chain(current), authorities)
+            server = self._server = _Server(context, current, now, now + self.chain_renew_s)
+        return server.context
+
+    def _chain(self, current: _Current) -> tuple[bytes, bytes]:
+        key = ec.generate_private_key(ec.SECP256R1())
+        names = x509.SubjectAlternativeName([x509.DNSName(tls.server_name(cluster)) for cluster in current.clusters])
+        # One without a subject must have its alternative names marked as critical (RFC 5280, 4.2.1.6).
+        use = ExtendedKeyUsageOID.SERVER_AUTH
+        leaf = self._leaf(current, x509.Name([]), names, key.public_key(), use=use, lifetime_s=LEAF_S)
+        crosses = [authority.cross for authority in current.kept.authorities if authority.cross]
+        return tls.to_pem([_der(leaf), *crosses]), keys.private_pem(key)
 
     # ---- others' certificates ----
 
@@ -177,13 +195,14 @@ class Authority:
         """
         if not 0 < len(name) <= NAME_CHARS_MAX or not name.isprintable():
             raise TrustError(f"a name has 1 to {NAME_CHARS_MAX} printable characters")
-        names = x509.SubjectAlternativeName(
-            [x509.UniformResourceIdentifier(tls.holder_uri(self.cluster, role, identity))]
-        )
+        current = self._current
+        uri = tls.holder_uri(current.clusters[0], role, identity)
+        names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri)])
         # Not the common name: OpenSSL takes one with a dot for a server's, which the constraint of names forbids.
         subject = x509.Name([x509.NameAttribute(NameOID.USER_ID, name)])
         key = keys.requested_key(csr_der)
-        leaf = self._leaf(subject, names, key, ExtendedKeyUsageOID.CLIENT_AUTH, self._lifetime_s)
+        use = ExtendedKeyUsageOID.CLIENT_AUTH
+        leaf = self._leaf(current, subject, names, key, use=use, lifetime_s=self._lifetime_s)
         expires = _end(leaf)
         left_s = max(0.0, min(self._lifetime_s, expires - self._clock()))
         # Its chain is empty: whoever judges it trusts every authority that has not ended.
@@ -191,14 +210,16 @@ class Authority:
 
     def _leaf(
         self,
+        current: _Current,
         subject: x509.Name,
         names: x509.SubjectAlternativeName,
         key: ec.EllipticCurvePublicKey,
+        *,
         use: x509.ObjectIdentifier,
         lifetime_s: float,
     ) -> x509.Certificate:
         now = self._clock()
-        until = min(now + lifetime_s, self.until[0])
+        until = min(now + lifetime_s, current.kept.authorities[0].until)
         builder = (
             x509.CertificateBuilder()
             .not_valid_before(_moment(min(now, until) - BACKDATED_S))
@@ -208,7 +229,7 @@ class Authority:
             .add_extension(x509.ExtendedKeyUsage([use]), critical=True)
             .add_extension(names, critical=not subject.rdns)
         )
-        return _sign(builder, subject, key, self._certificate.subject, self._key)
+        return _sign(builder, subject, key, current.certificate.subject, current.key)
 
     # ---- rotation ----
 
@@ -221,57 +242,68 @@ class Authority:
             TrustError: too many overlap already.
             ConfigError: it cannot be written.
         """
-        now = self._clock()
-        self.expire(now)
-        former: list[KeptAuthority] = []
-        if overlap_s > 0:
-            # None outlives the one after it, which its proof of the newest leads through.
-            until = min(now + overlap_s, self.until[0])
-            former = [KeptAuthority(a.certificate, min(a.until, until), a.cross) for a in self._kept.authorities]
-        if len(former) >= AUTHORITIES_MAX:
-            raise TrustError(
-                f"{AUTHORITIES_MAX} authorities overlap already: wait until {_moment(self.until[-1]):%d %B %Y %H:%M} UTC,"
-                " or end the former ones at once: dctl ca rotate --overlap 0s"
-            )
-        key, certificate = _new_authority(_common_name(self._certificate), now)
-        cross = b""
-        if former:
-            cross = _der(
-                _sign_authority(certificate.subject, key.public_key(), former[0].until, self._certificate, self._key)
-            )
-        kept = _kept(key, [KeptAuthority(_der(certificate), _end(certificate), cross), *former])
-        with self._file.opened() as opened:
-            self._file.write(opened, kept)
-        self._take(kept)
+        with self._changing:
+            now = self._clock()
+            kept = _rotated(self._current, now, overlap_s)
+            with self._file.opened() as opened:
+                self._file.write(opened, kept)
+            self._current = _loaded(kept)
 
     def expire(self, now: float) -> bool:
         """Forget the former authorities that have ended; whether there were any.
 
         The file keeps them until the next rotation: a clock that is wrong at one start must not cost them.
         """
-        kept = self._kept
-        living = [kept.authorities[0], *(a for a in kept.authorities[1:] if a.until > now)]
-        if len(living) == len(kept.authorities):
-            return False
-        # Nobody trusts the one any more that has signed this.
-        living[-1] = replace(living[-1], cross=b"")
-        self._take(replace(kept, authorities=living))
-        return True
+        with self._changing:
+            living = _living(self._current.kept, now)
+            if living is self._current.kept:
+                return False
+            self._current = _loaded(living)
+            return True
 
-    def _take(self, kept: Kept) -> None:
-        """Work with these from now on. ValueError, TypeError, IndexError, InvalidSignature: they are damaged."""
-        certificates = [x509.load_der_x509_certificate(authority.certificate) for authority in kept.authorities]
-        key = serialization.load_pem_private_key(kept.key.encode("ascii"), password=None)
-        if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificates[0].public_key():
-            raise ValueError("the key is not the newest authority's")
-        if len(kept.grant_key) != _GRANT_KEY_BYTES:
-            raise ValueError("the key of grants has another size")
-        for newer, older in itertools.pairwise(range(len(certificates))):
-            x509.load_der_x509_certificate(kept.authorities[newer].cross).verify_directly_issued_by(certificates[older])
-        self._kept = kept
-        self._key = key
-        self._certificate = certificates[0]
-        self._server = None
+
+def _loaded(kept: Kept) -> _Current:
+    """To work with. ValueError, TypeError, IndexError, InvalidSignature, UnsupportedAlgorithm: it is damaged."""
+    certificates = [x509.load_der_x509_certificate(authority.certificate) for authority in kept.authorities]
+    key = serialization.load_pem_private_key(kept.key.encode("ascii"), password=None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificates[0].public_key():
+        raise ValueError("the key is not the newest authority's")
+    if len(kept.grant_key) != _GRANT_KEY_BYTES:
+        raise ValueError("the key of grants has another size")
+    for newer, older in itertools.pairwise(range(len(certificates))):
+        x509.load_der_x509_certificate(kept.authorities[newer].cross).verify_directly_issued_by(certificates[older])
+    return _Current(kept, certificates[0], key)
+
+
+def _living(kept: Kept, now: float) -> Kept:
+    """Without the former authorities that have ended; the very same if there are none."""
+    living = [kept.authorities[0], *(a for a in kept.authorities[1:] if a.until > now)]
+    if len(living) == len(kept.authorities):
+        return kept
+    # Nobody trusts the one any more that has signed this.
+    living[-1] = replace(living[-1], cross=b"")
+    return replace(kept, authorities=living)
+
+
+def _rotated(current: _Current, now: float, overlap_s: float) -> Kept:
+    """A new authority before those that are left. TrustError if these are too many."""
+    former: list[KeptAuthority] = []
+    if overlap_s > 0:
+        living = _living(current.kept, now).authorities
+        # None outlives the one after it, which its proof of the newest leads through.
+        until = min(now + overlap_s, living[0].until)
+        former = [KeptAuthority(a.certificate, min(a.until, until), a.cross) for a in living]
+    if len(former) >= AUTHORITIES_MAX:
+        raise TrustError(
+            f"{AUTHORITIES_MAX} authorities overlap already: wait until {_moment(former[-1].until):%d %B %Y %H:%M} UTC,"
+            " or end the former ones at once: dctl ca rotate --overlap 0s"
+        )
+    key, certificate = _new_authority(_common_name(current.certificate), now)
+    cross = b""
+    if former:
+        until = former[0].until
+        cross = _der(_sign_authority(certificate.subject, key.public_key(), until, current.certificate, current.key))
+    return _kept(key, [KeptAuthority(_der(certificate), _end(certificate), cross), *former])
 
 
 def _kept(key: ec.EllipticCurvePrivateKey, authorities: list[KeptAuthority]) -> Kept:
