@@ -9,6 +9,7 @@ import ssl
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final, TypeVar
 
+from districomp.addresses import address_text
 from districomp.errors import DistricompError, TrustError, UnreachableError
 
 CONNECT_S: Final = 5.0
@@ -45,7 +46,7 @@ async def first(
                     task.result()
                     winner = winner or task
                 except (OSError, DistricompError) as error:
-                    reasons[text_of(tasks[task])] = error
+                    reasons[address_text(tasks[task])] = error
         if winner is None:
             raise failure(reasons)
         return tasks[winner], winner.result()
@@ -80,9 +81,3 @@ def words(error: Exception) -> str:
     if isinstance(error, OSError):
         return error.strerror or str(error) or "broke the connection off"
     return str(error)
-
-
-def text_of(address: Address) -> str:
-    """HOST:PORT, as people write it."""
-    host, port = address
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

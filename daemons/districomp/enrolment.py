@@ -8,10 +8,8 @@ nothing of what the certificate is for.
 import asyncio
 import contextlib
 import os
-import socket
 import ssl
 import stat
-import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -207,16 +205,12 @@ async def _local(path: Path, pin: str) -> "_Guest":
     try:
         check_socket(path)
         async with asyncio.timeout(dial.CONNECT_S):
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            try:
-                sock.setblocking(False)
-                loop = asyncio.get_running_loop()
-                await loop.sock_connect(sock, str(path))
-                _check_peer(sock)
-                await loop.create_unix_connection(lambda: Connection(guest), sock=sock)
-            except BaseException:
-                sock.close()
-                raise
+            loop = asyncio.get_running_loop()
+            _, connection = await loop.create_unix_connection(lambda: Connection(guest), str(path))
+            # The file may have been changed under us: it counts who listens.
+            credentials = connection.credentials()
+            if credentials is not None and credentials[1] not in _trusted_users():
+                raise TrustError(f"user {credentials[1]} listens there: not believing it")
             await guest.greet()
         if pin:
             _pinned(guest.known, pin)
@@ -235,15 +229,6 @@ def check_socket(path: Path) -> None:
         status = part.lstat()
         if not is_right(status.st_mode) or status.st_uid not in _trusted_users():
             raise TrustError(f"{part} belongs to user {status.st_uid}: not believing what is there")
-
-
-def _check_peer(sock: socket.socket) -> None:
-    """The same for whoever listens: the file may have been changed under us."""
-    if not hasattr(socket, "SO_PEERCRED"):  # not Linux
-        return
-    _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
-    if uid not in _trusted_users():
-        raise TrustError(f"user {uid} listens there: not believing it")
 
 
 def _trusted_users() -> set[int]:

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from msgspec.structs import replace
 
 from districomp import dial
+from districomp.addresses import reached_url
 from districomp.config import check_loopback
 from districomp.dial import Address
 from districomp.errors import ConfigError, TrustError, UnreachableError
@@ -41,7 +42,6 @@ BROKEN_OFF_MAX: Final = 3
 _LASTING_CODES: Final = ("version", "cluster", "replaced", "protocol", "revoked", "not_allowed", "insecure")
 """Goodbyes that will most likely be said again: no hurry to hear them."""
 _INVALID: Final = ("not_allowed", "expired")
-_WILDCARDS: Final = ("0.0.0.0", "::")
 
 
 class Link:
@@ -194,6 +194,7 @@ class Link:
         self._broken_off = 0 if session.welcomed or code else self._broken_off + 1
         if code == "revoked":
             trust.doubt(identity, "revoked")
+            log.warning("this worker was sent away; if it should come back, give it a new token: dctl join TOKEN")
         elif code in _INVALID:
             trust.doubt(identity, "invalid")
         elif not session.welcomed and not code and (_is_alert(reason) or self._broken_off >= BROKEN_OFF_MAX):
@@ -249,28 +250,22 @@ def data_place(url: str, session: Session, any_network: bool) -> Place:
     """The data port of a session's coordinator. ConfigError unless it is one that this worker may use."""
     if not url:
         return Place("")
-    parts = urlsplit(url)
     wanted = "http" if session.identity is None else "https"
     try:
-        host, port = parts.hostname, parts.port
+        parts = urlsplit(reached_url(url, session.host))
+        host = parts.hostname if parts.port is not None else None
     except ValueError:
-        host, port = None, None
+        host = None
     if parts.scheme != wanted or not host:
         raise ConfigError(f"{url!r:.200} is not the address of a data port ({wanted}://HOST:PORT)")
-    if host in _WILDCARDS:
-        host = session.address[0]
     if session.identity is None:
         if not any_network:
             check_loopback(host)
-        return Place(_url(wanted, host, port))
+        return Place(parts.geturl())
     from districomp.tls import server_name
 
     identity = session.identity
-    return Place(_url(wanted, host, port), tuple(identity.authorities), server_name(identity.cluster))
-
-
-def _url(scheme: str, host: str, port: int | None) -> str:
-    return f"{scheme}://{dial.text_of((host, port))}" if port is not None else f"{scheme}://{host}"
+    return Place(parts.geturl(), tuple(identity.authorities), server_name(identity.cluster))
 
 
 def _is_alert(reason: str) -> bool:

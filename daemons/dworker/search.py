@@ -10,8 +10,9 @@ import logging
 import time
 from typing import Final
 
+from districomp.addresses import address_text
 from districomp.config import check_loopback
-from districomp.dial import Address, text_of
+from districomp.dial import Address
 from districomp.discovery import Browser, Found
 from districomp.errors import ConfigError
 
@@ -172,7 +173,9 @@ class _Choice:
         if not self._wanted:
             seen = ", ".join(f"{one.name} ({one.cluster})" for one in candidates[:10])
             return f"several clusters are here: {seen}; name one as `cluster` in dworker.yaml"
-        each = "; ".join(f"{one.cluster} at {', '.join(map(text_of, one.addresses[:4]))}" for one in candidates[:10])
+        each = "; ".join(
+            f"{one.cluster} at {', '.join(map(address_text, one.addresses[:4]))}" for one in candidates[:10]
+        )
         return (
             f"{len(candidates)} clusters are called {self._wanted}: {each}; joining none of them: "
             "write the id of the right one as `cluster` in dworker.yaml"

@@ -88,6 +88,11 @@ class Session:
         """Where the coordinator is, for people."""
         return self.connection.address if self.connection is not None else "?"
 
+    @property
+    def host(self) -> str:
+        """The host at which the coordinator was reached."""
+        return self.connection.host if self.connection is not None else ""
+
     def greet(self, address: Address) -> None:
         """Say who we are; there must be an answer soon."""
         self.address = address
