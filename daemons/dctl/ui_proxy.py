@@ -78,15 +78,20 @@ class Proxy:
         """Answer requests."""
         self._server.serve_forever(poll_interval=0.1)
 
-    def grant(self, *, anew: bool = False) -> str:
+    def grant(self) -> str:
         """The right to do at the data port what this user may; '' if nobody is asked for a right there."""
         with self._lock:
             now = time.monotonic()
-            if anew or now >= self._renew_at:
+            if now >= self._renew_at:
                 granted = self._client.grant("SESSION", "")
                 self._grant = granted.grant
                 self._renew_at = now + granted.expires_s * 2 / 3 if granted.grant else now + TIMEOUT_S
             return self._grant
+
+    def forget_grant(self) -> None:
+        """The data port does not take it: have another one for the next request."""
+        with self._lock:
+            self._renew_at = 0.0
 
     def upstream(self, *, anew: bool = False) -> http.client.HTTPConnection:
         """A connection to the data port. DistricompError if there is none."""
@@ -225,22 +230,27 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     _begun = False
 
     def _exchange(self, length: int) -> None:
-        """One request to the data port and its answer; asked again with a fresh grant if that is all that is wrong."""
+        """One request to the data port and its answer; a read is tried again with a fresh address and grant."""
         self._begun = False
         for anew in (False, True):
+            is_last = anew or bool(length)
             upstream = self.server.proxy.upstream(anew=anew)
             try:
-                self._request(upstream, length, anew=anew)
+                self._request(upstream, length)
                 answer = upstream.getresponse()
-                if answer.status == http.client.UNAUTHORIZED and not anew and not length:
-                    continue
-                self._reply(answer)
-                return
+                if answer.status == http.client.UNAUTHORIZED:
+                    self.server.proxy.forget_grant()
+                if is_last or answer.status != http.client.UNAUTHORIZED:
+                    self._reply(answer)
+                    return
+            except (OSError, http.client.HTTPException):
+                if is_last or self._begun or self.command not in READING:
+                    raise
             finally:
                 upstream.close()
 
-    def _request(self, upstream: http.client.HTTPConnection, length: int, *, anew: bool) -> None:
-        grant = self.server.proxy.grant(anew=anew)
+    def _request(self, upstream: http.client.HTTPConnection, length: int) -> None:
+        grant = self.server.proxy.grant()
         upstream.putrequest(self.command, self.path, skip_accept_encoding=True)
         for name in PASSED_ON:
             value = self.headers.get(name)

@@ -37,16 +37,15 @@ def joined(
     name: str = "",
     slots: int = 0,
     interfaces: list[str] | None = None,
-    timeout_s: float = FIND_S,
 ) -> Identity:
     """An identity for a token, from one of these addresses, else from where mDNS says that its cluster is.
 
     UnreachableError, TrustError, NotAllowedError (the token is no good), RefusedError; the token is in none of them.
     """
-    addresses = list(where) or found(token.cluster, timeout_s, interfaces)
+    addresses = list(where) or found(token.cluster, FIND_S, interfaces)
     if not addresses:
         raise UnreachableError(
-            f"no coordinator of the cluster {token.cluster} answers on this network within {timeout_s:g} s; is dcoord "
+            f"no coordinator of the cluster {token.cluster} answers on this network within {FIND_S:g} s; is dcoord "
             "running there, and are both machines in one network? If it passes no multicast, name the address: "
             "DISTRICOMP_COORDINATOR=HOST:PORT"
         )

@@ -46,7 +46,7 @@ DEFINITIONS = {
 class Cluster:
     """`dcoord` and, once started, one `dworker` with two slots, all below one folder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, settings: str = COORDINATOR_YAML) -> None:
         self.folder = folder
         self.environment = {
             "PYTHONPATH": str(DAEMONS),
@@ -57,7 +57,7 @@ class Cluster:
         self._processes: list[subprocess.Popen[bytes]] = []
         for name in ("state", "config/tasks.d", "run"):
             (folder / name).mkdir(parents=True)
-        (folder / "config/dcoord.yaml").write_text(COORDINATOR_YAML)
+        (folder / "config/dcoord.yaml").write_text(settings)
         for name, body in DEFINITIONS.items():
             (folder / f"config/tasks.d/{name}.yaml").write_text(f"version: 1\ndescription: {name}\n{body}\n")
 
@@ -118,20 +118,57 @@ class Cluster:
         except DistricompError:
             return
 
-    def _start(self, program: str, *arguments: str) -> None:
-        with (self.folder / f"{program}.log").open("ab") as log:
+    @property
+    def address(self) -> str:
+        """Of the control port."""
+        host, port = json.loads(self.endpoint.read_text())["control"]
+        return f"{host}:{port}"
+
+    def start_elsewhere(self, program: str, elsewhere: "Elsewhere") -> subprocess.Popen[bytes]:
+        """Start a daemon of another machine; its log is one of ours."""
+        return self._start(program, environment=elsewhere.environment, log=f"{elsewhere.name}.log")
+
+    def end(self, process: subprocess.Popen[bytes]) -> None:
+        """End one that `start_elsewhere` started."""
+        self._processes.remove(process)
+        process.terminate()
+        process.wait(BOUND_S)
+
+    def _start(
+        self, program: str, *arguments: str, environment: dict[str, str] | None = None, log: str = ""
+    ) -> subprocess.Popen[bytes]:
+        with (self.folder / (log or f"{program}.log")).open("ab") as file:
             process = subprocess.Popen(
                 [sys.executable, "-m", program, *arguments],
                 stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=os.environ | self.environment,
+                stdout=file,
+                stderr=file,
+                env=os.environ | (environment or self.environment),
                 cwd=self.folder,
             )
         if program == "dcoord":
             self._processes.insert(0, process)
         else:
             self._processes.append(process)
+        return process
+
+
+class Elsewhere:
+    """Another machine, as far as folders make one: nothing of the coordinator's, mDNS on loopback."""
+
+    def __init__(self, folder: Path, name: str, settings: str = "") -> None:
+        self.name = name
+        self.state = folder / name / "state"
+        self.environment = {
+            "PYTHONPATH": str(DAEMONS),
+            "DISTRICOMP_STATE_DIR": str(self.state),
+            "DISTRICOMP_CONFIG_DIR": str(folder / name / "config"),
+            "DISTRICOMP_RUNTIME_DIR": str(folder / name / "run"),
+        }
+        for part in ("state", "config", "run"):
+            (folder / name / part).mkdir(parents=True)
+        text = f"name: {name}\nslots: 1\ndiscovery: {{interfaces: [lo]}}\n{settings}"
+        (folder / name / "config/dworker.yaml").write_text(text)
 
 
 @pytest.fixture(scope="module")

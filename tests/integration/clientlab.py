@@ -415,14 +415,20 @@ def running(path: Path | None) -> Iterator[Lab]:
         lab.stop()
 
 
-def dctl(*arguments: str, stdin: bytes = b"", code: int = 0, **environment: str) -> subprocess.CompletedProcess[bytes]:
+def dctl(
+    *arguments: str,
+    stdin: bytes = b"",
+    code: int = 0,
+    environment: dict[str, str] | None = None,
+    **variables: str,
+) -> subprocess.CompletedProcess[bytes]:
     """Run `dctl` as a process; its exit code must be `code`, and a traceback is never right."""
     ran = subprocess.run(
         [sys.executable, "-m", "dctl", *arguments],
         input=stdin,
         capture_output=True,
         timeout=BOUND_S,
-        env=os.environ | {"PYTHONPATH": str(DAEMONS)} | environment,
+        env=os.environ | {"PYTHONPATH": str(DAEMONS)} | (environment or {}) | variables,
         check=False,
     )
     said = ran.stderr.decode()
@@ -443,7 +449,9 @@ os.execv(sys.executable, [sys.executable, "-m", "dctl", *sys.argv[1:]])
 class Terminal:
     """`dctl` on a terminal of its own; `text` is everything that it has shown so far."""
 
-    def __init__(self, *arguments: str, columns: int = 80, **environment: str) -> None:
+    def __init__(
+        self, *arguments: str, columns: int = 80, environment: dict[str, str] | None = None, **variables: str
+    ) -> None:
         self.text = ""
         leader, follower = pty.openpty()
         fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
@@ -454,7 +462,7 @@ class Terminal:
             stdin=follower,
             stdout=follower,
             stderr=follower,
-            env=environ | {"PYTHONPATH": str(DAEMONS), "TERM": "xterm"} | environment,
+            env=environ | {"PYTHONPATH": str(DAEMONS), "TERM": "xterm"} | (environment or {}) | variables,
         )
         os.close(follower)
 
