@@ -69,6 +69,7 @@ class Chaos:
             "worker clock jump": self._jump,
             "long delay": self._delay,
             "hung attempt": lambda process: process.runner.hang(),
+            "renewal forgotten": self._forget,
         }
 
     def follow(self, plan: list[tuple[float, str]]) -> None:
@@ -213,6 +214,13 @@ class Chaos:
 
     # ---- who belongs to the cluster ----
 
+    def _forget(self, process: WorkerProcess) -> bool:
+        """Its certificate will end while it works."""
+        if process.host.is_forgetful or not process.is_welcome:
+            return False
+        process.host.is_forgetful = True
+        return True
+
     def _revoke(self) -> bool:
         """Rather a worker that has something to lose; half of the time while it is away, to come back with its reports."""
         host = self.random.choice(self.hosts)
@@ -255,4 +263,5 @@ class Chaos:
             assert process is not None
             process.away_until = 0.0
             process.stays_away_for_report = False
+            process.remember()
             process.runner.limit()

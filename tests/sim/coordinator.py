@@ -7,6 +7,8 @@ process has in memory is in `Process`, so that a crash is to drop it.
 from random import Random
 from typing import Final
 
+import msgspec
+
 from dcoord.core.core import Core, Settings
 from dcoord.core.effects import Close, Effect, ReadPayload, Rotate, Send, Sign
 from dcoord.core.events import (
@@ -288,9 +290,10 @@ class Process:
             if isinstance(effect, Send):
                 if effect.peer in self.peers and effect.peer not in closing:
                     if isinstance(effect.message, Assign):
-                        self.home.oracle.members.assigned(self.peers[effect.peer].principal.identity)
+                        self.home.oracle.members.assigned(self.peers[effect.peer].principal, self.core)
                     out.setdefault(effect.peer, bytearray()).extend(wire.encode(effect.message))
             elif isinstance(effect, Sign):
+                self._extend(effect.peer)
                 self.home.loop.after(self.home.random.uniform(0.0, 0.01), self._sign, effect)
             elif isinstance(effect, Rotate):
                 self.home.loop.after(0.0, self._rotate, effect)
@@ -330,6 +333,13 @@ class Process:
             self.put(PayloadRead(effect.job, effect.first, self.home.journal.read_payload(effect.job, effect.first)))
 
     # ---- certificates ----
+
+    def _extend(self, number: int) -> None:
+        """Whoever has a certificate and is given another lives on by that."""
+        peer = self.peers.get(number)
+        if peer is not None and peer.principal.identity:
+            expires, cluster = self.core.now + self.home.authority.certificate_s, self.core.settings.cluster
+            peer.principal = msgspec.structs.replace(peer.principal, expires=expires, authority=cluster)
 
     def _sign(self, effect: Sign) -> None:
         """Make a certificate, a moment after what it is made for is on disk."""

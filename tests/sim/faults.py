@@ -16,6 +16,7 @@ PER_WORKER: Final = {
     "worker clock jump": (0.03, 0.2),
     "long delay": (0.05, 0.5),
     "hung attempt": (0.03, 0.2),
+    "renewal forgotten": (0.1, 0.5),
 }
 """Faults of a worker, and between how many and how many there are of each in a run, for each worker."""
 
@@ -45,6 +46,7 @@ EMERGENT: Final = (
     "worker enrolled",
     "pending worker",
     "certificate renewed",
+    "certificate ended",
 )
 """What comes of rates and of the clients' plans."""
 

@@ -7,6 +7,7 @@ from typing import Final
 
 from dcoord.core.core import Core
 from dcoord.core.records import IdentityRecord, Record, TokenRecord, WorkerRecord
+from dcoord.core.rights import Principal
 from districomp.outcome import Outcome
 from tests.sim.faults import Tally
 from tests.sim.promise import promise
@@ -26,11 +27,13 @@ class Members:
         """Identities that were revoked, from the record on."""
         self._refused_before: dict[str, None] = {}
         """Those of earlier commits."""
+        self._revoked_now: list[str] = []
         self._given: dict[str, int] = {}
 
     def begin_commit(self) -> None:
         """Another commit: what was refused until now is refused for good."""
         self._refused_before = dict(self.refused)
+        self._revoked_now.clear()
 
     def committed(self, record: Record) -> None:
         """A record is on disk."""
@@ -58,6 +61,7 @@ class Members:
             promise(record.uses_left == old.uses_left - (record.used - old.used), f"token {record.id} is miscounted")
         if record.revoked and not old.revoked:
             self.tally.count("token revoked")
+            self._revoked_now.append(record.id)
 
     def _on_identity(self, record: IdentityRecord) -> None:
         old = self.identities.get(record.id)
@@ -78,6 +82,12 @@ class Members:
             promise(self._given[token.id] <= token.used, f"token {token.id} gave more certificates than it was used")
             promise(not token.revoked, f"token {token.id} was revoked, and gave a certificate")
             promise(record.role == token.role, f"{record.id} became {record.role} by a token for {token.role}")
+
+    def end_commit(self) -> None:
+        """The commit is whole: with a token goes everybody who came by it."""
+        for token in self._revoked_now:
+            left = [one.id for one in self.identities.values() if one.token == token and one.id not in self.refused]
+            promise(not left, f"token {token} was revoked, and not {left}, who came by it")
 
     def check_outcome(self, outcome: Outcome) -> None:
         """Nothing that a revoked worker says counts; what it held is taken from it in the very commit that revokes it."""
@@ -100,8 +110,13 @@ class Members:
             known is not None and known.role == role, f"a certificate for {identity}, of whom the disk knows nothing"
         )
 
-    def assigned(self, identity: str) -> None:
-        """A worker is given leases."""
+    def assigned(self, principal: Principal, core: Core) -> None:
+        """A worker that has proved to be this one, as far as its driver knows, is given leases."""
+        identity = principal.identity
+        promise(principal.expires > core.now, f"the certificate of {identity} has ended, and it is given work")
+        promise(
+            principal.authority in core.trust.clusters, f"the authority of {identity} has ended, and it is given work"
+        )
         promise(identity in self.identities, f"{identity} is given work, and has no identity")
         promise(identity not in self.refused, f"{identity} was revoked, and is given work")
 

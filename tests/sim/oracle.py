@@ -141,6 +141,8 @@ class Oracle:
                 case DefinitionRecord():
                     self._definitions[record.digest] = decode_definition(record.body)
 
+        self.members.end_commit()
+
     def _on_job(self, record: JobRecord) -> None:
         submission = self.submissions[record.request_id]
         promise(record.request_id not in self._by_request, f"submission {record.request_id} is recorded twice")

@@ -64,6 +64,8 @@ class Host:
         self.clock = Clock(stage.loop, stage.random.uniform(0.0, 1e6))
         self.process: WorkerProcess | None = None
         self.is_retired = False
+        self.is_forgetful = False
+        """It does not renew its certificate."""
 
     def start(self) -> None:
         """Start a worker process, if none runs."""
@@ -156,7 +158,7 @@ class WorkerProcess:
         """Nobody is there, or what we show proves nothing any more."""
         authority = self.host.coordinator.authority
         if authority.principal(self.shown, self.host.coordinator.clock.now()) is None:
-            self.host.papers.certificate = b""
+            self._lose_certificate(has_ended=True)
         self._back_off()
 
     def on_bytes(self, end: End, data: bytes) -> None:
@@ -203,7 +205,12 @@ class WorkerProcess:
         if message.code in ("revoked", "not_allowed", "expired"):
             is_current = self.host.coordinator.authority.is_current(papers.certificate)
             self.stage.oracle.members.dismissed(papers.worker, message.code, is_current=is_current)
-            papers.certificate = b""
+            self._lose_certificate(has_ended=message.code == "expired")
+
+    def _lose_certificate(self, *, has_ended: bool) -> None:
+        self.host.papers.certificate = b""
+        self.host.is_forgetful = False
+        self.stage.tally.count("certificate ended", has_ended)
 
     def _on_papers(self, message: Enrolled | Authorities | Refused) -> None:
         """A new certificate came, or could not be had now, or there is a new authority to have one of."""
@@ -222,7 +229,15 @@ class WorkerProcess:
         self._renewals += 1
         self.stage.loop.after(seconds, self._renew, self._renewals, self._dials)
 
+    def remember(self) -> None:
+        """Renew the certificate, if that was forgotten."""
+        if self.host.is_forgetful:
+            self.host.is_forgetful = False
+            self._renew_in(0.0)
+
     def _renew(self, renewal: int, dial: int) -> None:
+        if self.host.is_forgetful:
+            return
         if (
             self.is_alive
             and self.is_welcome

@@ -32,7 +32,7 @@ CALM_LEASES: Final = 6.0
 MORE_S: Final = 4.0
 STRETCH_MAX: Final = 2.0
 CLIENT_COUNT: Final = 3
-CERTIFICATE_LEASES: Final = (4.0, 20.0)
+CERTIFICATE_LEASES: Final = (2.5, 8.0)
 """How many leases long a certificate is good: not much longer than some of what goes wrong."""
 
 
@@ -137,6 +137,8 @@ class World:
         if not self.stage.tally.counts["submission sent again"]:
             client.cuts_wanted += 1
         client.want(extra)
+        if not self.stage.tally.counts["certificate ended"]:
+            self.random.choice(self.hosts).is_forgetful = True
 
     def _patience_s(self) -> float:
         """How long the healed world may take: silences, backoffs, and the work, each generously."""
