@@ -96,8 +96,8 @@ class Definition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rerun: Literal["lost", "never"] = "lost"
     isolation: list[str] = msgspec.field(default_factory=lambda: ["rlimit"])
     requires: Requires = Requires()
-    # Not enforced yet.
     network: bool = True
+    # Not enforced yet.
     inputs: list[str] = []
     outputs: list[str] = []
     priority: int = 0

@@ -28,7 +28,7 @@ from districomp.taskdef import (
 from districomp.taskkeys import FILE_VERSION, FUNCTION_PATTERN, ISOLATIONS, LimitKeys, RequireKeys, TaskFile
 from districomp.yamlfile import Document, Problem, YamlError
 
-ISOLATIONS_NOW: Final = ("none", "rlimit")
+ISOLATIONS_NOW: Final = ("none", "rlimit", "sandbox")
 BACKOFF_S_MAX: Final = 86400.0
 NAMES_MAX: Final = 100
 """Entries of `inputs`, of `outputs`, and of each list of `requires`."""
@@ -56,7 +56,6 @@ _NOT_ENFORCED: Final = {
     ("limits", "processes"): "a task may start more",
     ("limits", "disk"): "a task may write more",
     ("limits", "running"): "more may run at once",
-    ("network",): "it comes with the isolation sandbox",
     ("inputs",): "no files can be submitted with a job",
     ("outputs",): "standard output alone comes back",
     ("priority",): "jobs are not ordered by it",
@@ -143,10 +142,11 @@ def _definition(document: Document, name: str, spec: TaskFile) -> Definition:
     if spec.retries.backoff > BACKOFF_S_MAX:
         document.problem(("retries", "backoff"), "is over a day")
     isolation = _isolation(document, spec.isolation)
-    if not spec.network and "sandbox" not in isolation:
+    if spec.network is False and "sandbox" not in isolation:
         document.problem(
             ("network",), "false needs a sandbox, nothing else can hold a task back; add isolation: sandbox"
         )
+    network = spec.network if spec.network is not None else "sandbox" not in isolation
     _warn(document, spec)
     return Definition(
         name=name,
@@ -162,7 +162,7 @@ def _definition(document: Document, name: str, spec: TaskFile) -> Definition:
         rerun=spec.rerun,
         isolation=isolation,
         requires=_requires(document, spec.requires),
-        network=spec.network,
+        network=network,
         inputs=spec.inputs,
         outputs=spec.outputs,
         priority=spec.priority,

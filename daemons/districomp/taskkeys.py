@@ -193,13 +193,14 @@ class TaskFile(msgspec.Struct):
     isolation: Annotated[
         str | list[str],
         msgspec.Meta(
-            description="How a task is fenced in: none, rlimit, or (not enforced yet) cgroup, sandbox; or a list.",
+            description="How a task is fenced in: none, rlimit, sandbox, or (not enforced yet) cgroup; or a list.",
             extra={"choices": ISOLATIONS},
         ),
     ] = "rlimit"
     network: Annotated[
-        bool, msgspec.Meta(description="false: none but its own; needs the isolation sandbox. Not enforced yet.")
-    ] = True
+        bool | None,
+        msgspec.Meta(description="false: none but its own, which a sandbox alone can do, and does if nothing is said."),
+    ] = None
     requires: Annotated[RequireKeys, msgspec.Meta(description="What a worker's machine must have.")] = msgspec.field(
         default_factory=RequireKeys
     )

@@ -246,7 +246,8 @@ async def test_the_time_limit_ends_the_whole_group(lab: Lab) -> None:
 async def test_children_that_are_left_behind_die_with_their_task(lab: Lab) -> None:
     """Those in a session of their own too, though another task runs, which keeps its own."""
     await lab.join(slots=2)
-    note = lab.folder / "note"
+    note = lab.folder / "notes" / "1"  # not beside the worker's own folder, where no task can make anything
+    note.parent.mkdir()
     (other,) = lab.assign(lab.define(["sh", "-c", f"(setsid sleep 1000 & echo $! >{note}); exec sleep 1000"]), 1)
     await lab.started(other)
     bystander = int(note.read_text())

@@ -77,6 +77,8 @@ def test_the_least_that_a_definition_is() -> None:
     assert found.rerun == "lost"
     assert found.isolation == ["rlimit"]
     assert found.network
+    assert not parse("version: 1\ncommand: [sha256sum]\nisolation: sandbox").network
+    assert parse("version: 1\ncommand: [sha256sum]\nisolation: sandbox\nnetwork: true").network
     assert found.requires == Requires()
 
 
@@ -99,9 +101,7 @@ def test_what_is_not_enforced_yet_is_a_warning() -> None:
         "12:68: limits.processes: warning: is not enforced yet: a task may start more",
         "12:78: limits.disk: warning: is not enforced yet: a task may write more",
         "12:124: limits.running: warning: is not enforced yet: more may run at once",
-        "15:13: isolation[0]: warning: is not enforced yet: no worker has sandbox, so each task of this definition fails, not started",
         "15:22: isolation[1]: warning: is not enforced yet: no worker has cgroup, so each task of this definition fails, not started",
-        "16:10: network: warning: is not enforced yet: it comes with the isolation sandbox",
         "18:11: priority: warning: is not enforced yet: jobs are not ordered by it",
     ]  # fmt: skip
 
@@ -175,7 +175,7 @@ def test_spelling_does_not_make_a_version_but_meaning_does() -> None:
         ("version: 1\ncommand: [a]\nlimits: {running: many}", "limits.running: 'many' is not a whole number from 1"),
         ("version: 1\ncommand: [a]\nlimits: {disk: [1]}", "limits.disk: must be a size such as 64MiB, or unlimited, not a list"),
         ("version: 1\ncommand: [a]\npriority: high", "priority: must be a whole number from -1000 to 1000, not the text 'high'"),
-        ("version: 1\ncommand: [a]\nnetwork: no", "network: must be true or false, not the text 'no'"),
+        ("version: 1\ncommand: [a]\nnetwork: no", "network: must be true or false or empty, not the text 'no'"),
         ("version: 1\ncommand: [a]\nnetwork: false", "d.yaml:3:10: network: false needs a sandbox, nothing else can hold a task back; add isolation: sandbox"),
         ("version: 1\ncommand: [a]\nnetwork: false\nisolation: cgroup", "network: false needs a sandbox"),
         ("version: 1\ncommand: [a]\ninputs: [/etc/passwd]", "inputs[0]: must be a file of the task's own folder"),

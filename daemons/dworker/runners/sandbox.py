@@ -30,8 +30,9 @@ _NAMESPACES: Final = (
     "--unshare-user", "--unshare-ipc", "--unshare-pid", "--unshare-uts", "--unshare-cgroup",
     "--die-with-parent", "--new-session", "--cap-drop", "ALL",
 )  # fmt: skip
+# bubblewrap covers what else in /proc could be written, but leaves this to root's processes without any capability.
 _FRESH: Final = (
-    "--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp", "--tmpfs", "/run", "--dir", "/var",
+    "--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys", "--dev", "/dev", "--tmpfs", "/tmp", "--tmpfs", "/run", "--dir", "/var",
     "--symlink", "../tmp", "/var/tmp", "--symlink", "../run", "/var/run",
 )  # fmt: skip
 _SECRETS_MAX: Final = 1000
@@ -71,7 +72,7 @@ class Sandbox:
         return Request(request.folder, self._program, argv, known_by, (*request.fds, fd), is_boxed=True)
 
     def _arguments(self, folder: str, shown: list[str], *, network: bool) -> list[str]:
-        arguments = [*_NAMESPACES, *([] if network else ["--unshare-net"]), *self._binds, *_FRESH]
+        arguments = [*_NAMESPACES, *([] if network else ["--unshare-net"]), *_FRESH, *self._binds]
         visible = list(self._system)
         more = [path for path in shown if not _is_below(path, visible)]
         if network and not _is_below(resolv := os.path.realpath(_RESOLV), visible):
