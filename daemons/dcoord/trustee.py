@@ -7,6 +7,7 @@ signed here. Decides nothing itself. Without an authority (`insecure`) it does n
 import asyncio
 import logging
 import ssl
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
@@ -61,7 +62,9 @@ class Trustee:
         """The authorities as they are, for the core."""
         if self._authority is None:
             return AuthoritiesChanged([], [], b"", rotated)
-        return AuthoritiesChanged(self._authority.authorities, self._authority.until, self.grant_key, rotated)
+        # The authority is dated by the calendar, the core's clock never jumps when somebody sets that.
+        until = [end - time.time() + clock.now() for end in self._authority.until]
+        return AuthoritiesChanged(self._authority.authorities, until, self.grant_key, rotated)
 
     # ---- effects ----
 
@@ -100,7 +103,7 @@ class Trustee:
 
     def expire(self) -> bool:
         """Forget authorities that have ended; whether there were any."""
-        if self._authority is None or not self._authority.expire(clock.now()):
+        if self._authority is None or not self._authority.expire(time.time()):
             return False
         log.warning("a former authority has ended; what it signed is refused from now on")
         self._post(self.event())
@@ -120,11 +123,13 @@ class Trustee:
         if authority is None:
             return WebTrust(b"", b"", [], b"", [])
         now = clock.now()
-        if now >= self._web_renew_at or self._web_authorities != authority.authorities:
+        # Read before the chain is made: a rotation may come between, and then this is done again.
+        authorities = authority.authorities
+        if now >= self._web_renew_at or self._web_authorities != authorities:
             self._web_chain = authority.web_chain()
-            self._web_authorities = authority.authorities
+            self._web_authorities = authorities
             self._web_renew_at = now + authority.chain_renew_s
-        return WebTrust(*self._web_chain, authority.authorities, authority.grant_key, refused)
+        return WebTrust(*self._web_chain, authorities, authority.grant_key, refused)
 
     def web_is_due(self) -> bool:
         """Whether dcoord-web's certificate is to be made anew."""
