@@ -11,8 +11,10 @@ import pytest
 
 from dctl.__main__ import cli
 from dctl.definition import Finding
+from dctl.join import JoinDocument
 from dctl.rehearsal import Rehearsal
 from dctl.task import LogDocument
+from dctl.ui import UiDocument
 from districomp import documents
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs/cli.md").read_text(encoding="utf-8")
@@ -25,7 +27,12 @@ STRUCTS = [
     documents.ExplainDocument,
     documents.DefinitionDocument,
     documents.DefinitionShowDocument,
+    documents.TokenDocument,
+    documents.EnrolmentDocument,
+    documents.AuthorityDocument,
     Finding,
+    JoinDocument,
+    UiDocument,
     LogDocument,
     Rehearsal,
 ]
