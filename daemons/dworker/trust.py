@@ -76,11 +76,12 @@ class Trust:
         self._applicant = applicant
         self._identity: Identity | None = None
         self._stamp: Stamp | None = None
+        self._loaded = False
         self._doubt: Doubt = ""
         self._doubted: tuple[_Stamp, ...] = ()
         self._seen: tuple[_Stamp, ...] = ()
         self._asked: _Stamp = None
-        self._token_refused: tuple[bytes, float] | None = None
+        self._token_refused: tuple[_Stamp, float] = None, 0.0
         self._failures = 0
         self._said: dict[str, str] = {}
         self._writing = asyncio.Lock()
@@ -178,16 +179,17 @@ class Trust:
     def _look(self) -> None:
         """Load the identity if it is new."""
         stamp = self._folder.stamp()
-        if stamp == self._stamp and self._identity is not None:
+        if self._loaded and stamp == self._stamp:
             return
         try:
             identity = self._folder.load()
         except ConfigError as error:
-            if self._identity is None:
+            if not self._loaded:
                 raise
             self._say("identity", f"{error}; going on with the one from before")
+            self._stamp = stamp
             return
-        self._stamp = stamp
+        self._stamp, self._loaded = stamp, True
         self._doubt, self._failures, self._said = "", 0, {}
         self._identity = identity if identity is not None and self._is_ours(identity) else None
         if self._identity is not None:
@@ -236,7 +238,7 @@ class Trust:
         token = self._read_token() if token_counts else None
         if token is not None:
             there_are_ways = True
-            identity = await self._by_token(*token)
+            identity = await self._by_token(token)
             if identity is not None:
                 return identity
         if socket is not None and socket_counts:
@@ -255,8 +257,8 @@ class Trust:
             await asyncio.Event().wait()
         return None
 
-    def _read_token(self) -> tuple[JoinToken, bytes] | None:
-        """The token of the token file with its bytes, None if there is none that is worth trying now."""
+    def _read_token(self) -> JoinToken | None:
+        """The token of the token file, None if there is none that is good for anything."""
         file = self._ways.token_file
         if file is None:
             return None
@@ -278,12 +280,13 @@ class Trust:
         if self._ways.pin not in ("", token.cluster):
             self._say("token", f"the token in {file} is of cluster {token.cluster}, `cluster` says {self._ways.pin}")
             return None
-        refused = self._token_refused
-        if refused is not None and refused[0] == data and time.monotonic() < refused[1]:
-            return None
-        return token, data
+        return token
 
-    async def _by_token(self, token: JoinToken, data: bytes) -> Identity | None:
+    async def _by_token(self, token: JoinToken) -> Identity | None:
+        stamp = _stamp(self._ways.token_file)
+        refused, until = self._token_refused
+        if stamp == refused and time.monotonic() < until:
+            return None
         addresses = await self._search.addresses([token.cluster], [], FIND_S)
         if not addresses:
             self._say("token", f"the cluster {token.cluster} of the token is not found by mDNS; looking on")
@@ -291,7 +294,7 @@ class Trust:
         try:
             return await self._enrol(addresses, token=token)
         except RefusedError as error:
-            self._token_refused = (data, time.monotonic() + REFUSED_S)
+            self._token_refused = stamp, time.monotonic() + REFUSED_S
             self._say("token", f"the join token in {self._ways.token_file} is refused: {error}")
         except DistricompError as error:
             self._say("token", f"not enrolled by the token in {self._ways.token_file}: {error}")

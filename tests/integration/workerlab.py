@@ -10,16 +10,18 @@ import http.server
 import os
 import secrets
 import signal
+import ssl
 import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from districomp.messages import (
+    PROTOCOL_VERSION,
     Ack,
     AnyMessage,
     Assign,
@@ -39,6 +41,8 @@ from districomp.stream import Connection
 from districomp.taskdef import BundleFile, Definition, encode_definition
 
 WAIT_S = 20.0
+
+L = TypeVar("L", bound="Lab")
 
 
 class Row(msgspec.Struct):
@@ -83,9 +87,15 @@ def rows(message: Reports) -> list[Row]:
 
 
 class DataPort:
-    """A data port: blobs by digest, tasks' data by path, uploads kept. Notes requests, refuses `failures`, falsifies `lies`."""
+    """A data port: blobs by digest, tasks' data by path, uploads kept. Notes requests, refuses `failures`, falsifies `lies`.
 
-    def __init__(self) -> None:
+    With TLS whoever asks needs one of `rights`, and asks for it by one of `hosts`.
+    """
+
+    def __init__(self, context: ssl.SSLContext | None = None) -> None:
+        self.rights: set[str] = set()
+        self.shown: list[str] = []
+        self.hosts: list[str] = []
         self.files: dict[str, bytes] = {}
         self.requests: list[tuple[str, str]] = []
         self.failures = 0
@@ -106,11 +116,21 @@ class DataPort:
 
             def is_refused(self) -> bool:
                 owner.requests.append((self.command, self.path))
+                if context is not None and not self.is_right():
+                    return True
                 if owner.failures > 0:
                     owner.failures -= 1
                     self.answer(503, b"not now")
                     return True
                 return False
+
+            def is_right(self) -> bool:
+                right = self.headers.get("Authorization", "").removeprefix("Bearer ")
+                owner.shown.append(right)
+                owner.hosts.append(self.headers["Host"])
+                if right not in owner.rights:
+                    self.answer(401, b"show a grant")
+                return right in owner.rights
 
             def do_GET(self) -> None:
                 if not self.is_refused():
@@ -128,7 +148,11 @@ class DataPort:
 
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        if context is not None:
+            self._server.socket = context.wrap_socket(
+                self._server.socket, server_side=True, do_handshake_on_connect=False
+            )
+        self.url = f"http{'' if context is None else 's'}://127.0.0.1:{self._server.server_port}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
         self._thread.start()
 
@@ -187,7 +211,7 @@ class Lab:
                 self.hellos.append(message)
                 if self.greet:
                     self.connection = connection
-                    connection.send(Welcome(1, self.cluster, "lab", 1, self.lease_s, self.data.url, time.time()))
+                    connection.send(self.welcome())
             elif isinstance(message, Heartbeat) and self.answer_heartbeats:
                 connection.send(Heartbeat())
             elif isinstance(message, Reports):
@@ -201,6 +225,9 @@ class Lab:
         if connection is self.connection:
             self.connection = None
         self._changed.set()
+
+    def welcome(self) -> Welcome:
+        return Welcome(PROTOCOL_VERSION, self.cluster, "lab", 1, self.lease_s, self.data.url, time.time())
 
     # ---- for tests ----
 
@@ -253,13 +280,13 @@ class Lab:
         self.send(JobSpec(job, digest, values or {}, numbers, matrix or []))
         return job
 
-    def assign(self, job: int, items: list[Item] | int, first: int = 0) -> list[int]:
+    def assign(self, job: int, items: list[Item] | int, first: int = 0, grants: list[str] | None = None) -> list[int]:
         """Leases for these items, or for so many tasks without; the leases."""
         count = items if isinstance(items, int) else len(items)
         lease = self._next_lease
         self._next_lease += count
         indexes = list(range(first, first + count))
-        self.send(Assign(job, lease, indexes, items=[] if isinstance(items, int) else items))
+        self.send(Assign(job, lease, indexes, items=[] if isinstance(items, int) else items, grants=grants or []))
         return list(range(lease, lease + count))
 
     async def ended(self, leases: list[int], seconds: float = WAIT_S) -> list[Row]:
@@ -381,10 +408,15 @@ class Worker:
 
 def in_lab(test: Callable[[Lab], Coroutine[Any, Any, None]]) -> Callable[[Path], None]:
     """Make a pytest function of a coroutine that wants a Lab; no process may outlive it."""
+    return in_lab_of(Lab, test)
+
+
+def in_lab_of(make: Callable[[Path], L], test: Callable[[L], Coroutine[Any, Any, None]]) -> Callable[[Path], None]:
+    """The same for a Lab of another kind."""
 
     def run(tmp_path: Path) -> None:
         async def body() -> None:
-            lab = Lab(tmp_path)
+            lab = make(tmp_path)
             await lab.listen()
             try:
                 await test(lab)
