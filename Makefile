@@ -57,6 +57,7 @@ mutants: $(VENV)/dev.stamp ## plant known bugs in a copy and see each one caught
 
 docs: $(VENV)/dev.stamp ## draw the generated parts of docs/ anew
 	$(BIN)/python scripts/protocol_document.py
+	$(BIN)/python scripts/security_document.py
 	$(BIN)/python scripts/definition_schema.py
 	$(BIN)/python scripts/openapi.py
 

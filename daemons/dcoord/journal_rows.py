@@ -228,8 +228,10 @@ def _token_row(record: TokenRecord) -> Row:
 
 def unpack_token(columns: tuple[Any, ...]) -> TokenRecord:
     """A row of the table `tokens`."""
-    *kept, labels, revoked = columns
-    return TokenRecord(*kept, labels=_labels.decode(labels), revoked=bool(revoked))
+    identifier, digest, role, created, expires, uses_left, used, labels, revoked = columns
+    return TokenRecord(
+        identifier, digest, role, created, expires, uses_left, used, _labels.decode(labels), bool(revoked)
+    )
 
 
 def _identity_row(record: IdentityRecord) -> Row:

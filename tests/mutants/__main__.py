@@ -1,7 +1,7 @@
 """`python -m tests.mutants [NAME...]`: plants each known bug in a copy of the tree and runs the test that must catch it.
 
-A mutant is a file NAME.toml: `why`, `tests` (ids of pytest, at least one of which must fail), and one or
-more `[[edit]]` with `file`, `find` (must occur exactly once) and `replace`. Ends with 1 if a mutant is
+A mutant is a file NAME.toml: `why`, `tests` (ids of pytest, at least one of which must fail), one that takes a
+protection away also `protects` (what that is, for docs/security.md), and one or more `[[edit]]` with `file`, `find` (must occur exactly once) and `replace`. Ends with 1 if a mutant is
 alive (no test failed), or does not apply any more, or a test fails without it.
 """
 
@@ -38,12 +38,13 @@ class Edit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Mutant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A bug, why it matters, and the tests of which one must fail."""
+    """A bug, why it matters, and the tests of which one must fail. `protects`: the protection that it takes away."""
 
     name: str
     why: str
     tests: list[str]
     edit: list[Edit]
+    protects: str = ""
 
 
 class BrokenMutantError(Exception):
