@@ -257,6 +257,26 @@ def test_a_certificate_that_ends_on_a_live_connection_cuts_it_off() -> None:
     assert [(close.peer, close.code) for close in lab.closed] == [(2, "expired")]
 
 
+def test_connections_that_come_and_go_leave_no_timer_behind() -> None:
+    lab = trusting()
+    enrol(lab, 1, secret_of(token(lab, "read")), "read", spki=b"r")
+    identity = next(iter(lab.core.trust.identities))
+    for peer in range(10, 200):
+        who = certified("read", identity, lab)
+        lab.receive(peer, HelloClient(PROTOCOL_VERSION, "x"), principal=who)
+        lab.gone(peer)
+        lab.advance(1.0)
+    assert len(lab.core._timers) <= 2
+    late, soon = certified("read", identity, lab), certified("read", identity, lab, expires_s=5.0)
+    for peer, who in ((300, late), (301, soon), (302, late)):
+        lab.receive(peer, HelloClient(PROTOCOL_VERSION, "x"), principal=who)
+    lab.closed.clear()
+    lab.advance(6.0)
+    assert [close.peer for close in lab.closed] == [301]
+    lab.advance(LIFETIME_S)
+    assert [close.peer for close in lab.closed] == [301, 300, 302]
+
+
 def test_a_renewed_certificate_does_not() -> None:
     lab = trusting()
     enrol(lab, 1, secret_of(token(lab)))

@@ -127,9 +127,10 @@ def _create_token(core: "Core", message: CreateToken, secret: bytes) -> TokenDoc
 
 
 def _make_room(core: "Core") -> None:
-    """Refuse to grow for ever; a token that can never be used again is forgotten by the journal's housekeeping, not here."""
-    if len(core.trust.tokens) >= TOKENS_MAX:
-        raise _RefusalError("busy", f"there are {TOKENS_MAX} tokens already; no more can be made")
+    """Refuse to grow for ever. Only those count that can still be used."""
+    valid = sum(core.trust.token_state(token, core.now) == "valid" for token in core.trust.tokens.values())
+    if valid >= TOKENS_MAX:
+        raise _RefusalError("busy", f"there are {TOKENS_MAX} valid tokens already; revoke some first")
 
 
 def _revoke_token(core: "Core", message: RevokeToken) -> TokenDocument:

@@ -27,7 +27,7 @@ from dcoord.core.events import (
 from dcoord.core.fleet import Fleet, Worker
 from dcoord.core.job import Job
 from dcoord.core.records import JobEndRecord, Record, Restored, WorkerRecord
-from dcoord.core.rights import Principal, may
+from dcoord.core.rights import GUEST, Principal, may
 from dcoord.core.trust import Trust
 from districomp.errors import RemoteProtocolError
 from districomp.messages import (
@@ -94,6 +94,8 @@ class Core:
         self.trust = Trust(restored.tokens, restored.identities, insecure=settings.insecure)
         self.principals: dict[int, Principal] = {}
         """Who each connection has proved to be; whoever is not here is not heard."""
+        self.certificates_due: float | None = None
+        """When the next certificate of a connection ends."""
         self.fleet = Fleet()
         self.backlog = Backlog()
         self.jobs: dict[int, Job] = {}
@@ -336,11 +338,13 @@ class Core:
             self.effects.append(Close(event.peer, *refusal))
             return None
         self.principals[event.peer] = principal
-        enrol.schedule_end(self, event.peer, principal.expires)
+        enrol.watch_end(self, principal.expires)
         return principal
 
     def _forbid(self, peer: int, principal: Principal, message: Message) -> None:
         text = f"the role {principal.role} may not send {type(message).__name__}"
+        if principal is GUEST:
+            text = "you have no certificate of this cluster; run: dctl join TOKEN"
         request = getattr(message, "request", None)
         if request is None:
             enrol.cut(self, peer, "not_allowed", text)

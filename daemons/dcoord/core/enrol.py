@@ -178,22 +178,29 @@ def on_renew(core: "Core", event: Received, principal: Principal, message: Renew
     core.effects.append(renewed)
     core.effects.append(Sign(event.peer, message.request, message.csr, identity.role, identity.id, identity.name))
     core.principals[event.peer] = replace(principal, expires=expires, authority=core.settings.cluster)
-    schedule_end(core, event.peer, expires)
+    watch_end(core, expires)
 
 
-def schedule_end(core: "Core", peer: int, expires: float) -> None:
-    """Cut a connection when its certificate ends, unless that was renewed meanwhile."""
+def watch_end(core: "Core", expires: float) -> None:
+    """See that a connection is cut when its certificate ends (Unix seconds; 0: it has none).
 
-    def end(now: float) -> None:
-        principal = core.principals.get(peer)
-        if principal is None or not principal.expires:
-            return
-        if principal.expires <= now:
-            cut(core, peer, "expired", "your certificate has expired; it can be had anew with: dctl join TOKEN")
-        # Else it was renewed, and has a timer of its own.
+    One timer for all, at the next end: a client that connects every second must not leave one behind each time.
+    """
+    if not expires or (core.certificates_due is not None and core.certificates_due <= expires):
+        return
+    core.certificates_due = expires
 
-    if expires:
-        core.schedule(max(0.0, expires - core.now), end)
+    def look(now: float) -> None:
+        if core.certificates_due != expires:
+            return  # a sooner one has looked already
+        core.certificates_due = None
+        for peer, principal in list(core.principals.items()):
+            if principal.expires and principal.expires <= now:
+                cut(core, peer, "expired", "your certificate has expired; it can be had anew with: dctl join TOKEN")
+        ends = [principal.expires for principal in core.principals.values() if principal.expires]
+        watch_end(core, min(ends, default=0.0))
+
+    core.schedule(max(0.0, expires - core.now), look)
 
 
 def cut(core: "Core", peer: int, code: str, text: str) -> None:
