@@ -239,7 +239,7 @@ class Chaos:
         return True
 
     def _rotate(self) -> bool:
-        self.administrator.rotate(self.random.uniform(0.0, 2.0) * self.lease_s)
+        self.administrator.rotate(self.random.choice((0.0, 0.1, 1.0)) * self.lease_s)
         return True
 
     # ---- the end of it ----

@@ -252,6 +252,7 @@ class Process:
         self._turns += 1
         if self._turns % home.check_every == 0:
             self.core.check()
+            home.oracle.members.check_heard(self.core)
         records = [effect for effect in effects if isinstance(effect, Record)]
         if not records:
             self._send(batch, effects)

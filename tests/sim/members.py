@@ -110,6 +110,16 @@ class Members:
             known is not None and known.role == role, f"a certificate for {identity}, of whom the disk knows nothing"
         )
 
+    def check_heard(self, core: Core) -> None:
+        """Whoever is heard after a turn may be."""
+        for principal in core.principals.values():
+            if not principal.identity:
+                continue
+            name = f"{principal.identity} is heard"
+            promise(core.degraded != "" or principal.expires > core.now, f"{name}, and its certificate has ended")
+            promise(principal.authority in core.trust.clusters, f"{name}, and its authority has ended")
+            promise(not core.trust.identities[principal.identity].revoked, f"{name}, and was revoked")
+
     def assigned(self, principal: Principal, core: Core) -> None:
         """A worker that has proved to be this one, as far as its driver knows, is given leases."""
         identity = principal.identity

@@ -49,6 +49,8 @@ from tests.sim.stage import Stage
 GREETING_S: Final = 5.0
 HAND_BACKS_MAX: Final = 20
 """So often a stopping worker may have to hand something back: a few connections, a few batches on their way."""
+HEEDS_AUTHORITIES: Final = 0.8
+"""So many renew at once when there is a new authority, as they should."""
 BACKOFF_S_FIRST: Final = 0.2
 BACKOFF_S_MAX: Final = 5.0
 
@@ -220,7 +222,8 @@ class WorkerProcess:
                 self.host.papers.certificate = message.certificate
                 self._renew_in(message.renew_s)
             case Authorities():
-                self._renew_in(0.0)
+                if self.stage.random.random() < HEEDS_AUTHORITIES:
+                    self._renew_in(0.0)
             case Refused():
                 promise(message.code == "degraded", f"a renewal is refused: {message.code}, {message.text}")
                 self._renew_in(1.0)

@@ -32,7 +32,7 @@ CALM_LEASES: Final = 6.0
 MORE_S: Final = 4.0
 STRETCH_MAX: Final = 2.0
 CLIENT_COUNT: Final = 3
-CERTIFICATE_LEASES: Final = (2.5, 8.0)
+CERTIFICATE_LEASES: Final = (1.0, 5.0)
 """How many leases long a certificate is good: not much longer than some of what goes wrong."""
 
 
@@ -177,6 +177,8 @@ class World:
         assert process is not None
         process.core.check()
         assert not process.core.drafts, "submissions of clients that are gone are kept"
+        ghosts = [peer for peer in (*process.core.principals, *process.core.trust.pending) if peer not in process.peers]
+        assert not ghosts, "connections that are gone are remembered"
         assert not process.core.repeats, "repeated submissions of clients that are gone are kept"
         self.oracle.compare(process.core)
         for host in self.hosts:
