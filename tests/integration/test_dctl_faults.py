@@ -173,7 +173,7 @@ def job_of_five(lab: Lab) -> None:
     large = b"0123456789abcdef" * 5000
     digest = hashlib.sha256(large)
     port = DataPort()
-    port.blobs[digest.hexdigest()] = large
+    port.blobs["1.4"] = large
     lab.data_url = port.url
     dctl("submit", "d", "--range", "1..5")
     payloads = [b"text", b"\xff\n", None, None, Blob(digest.digest(), len(large))]

@@ -1,7 +1,6 @@
 """What `dctl` does with a task's life, with a real coordinator and worker: matrices, rehearsals, retrying, explaining."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from districomp.client import Client
-from tests.integration.client_cluster import Cluster, cluster, started_cluster
+from tests.integration.client_cluster import Cluster, Elsewhere, cluster, started_cluster
 from tests.integration.clientlab import dctl
 
 __all__ = ["cluster", "started_cluster"]
@@ -215,11 +214,11 @@ def test_a_task_that_has_ended_is_explained_by_its_last_attempt(
     assert said in shown["text"]
 
 
-def test_last_is_this_users_newest_job(cluster: Cluster) -> None:
-    """Other users' jobs are newer: submitted under another name, as another user's client would."""
+def test_last_is_this_users_newest_job(cluster: Cluster, tmp_path: Path) -> None:
+    """Another user's job is newer."""
     own = dctl("submit", "copy", "--wait").stdout
-    with Client(cluster.socket) as client, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("districomp.client._user", lambda: f"not-{os.getuid()}")
-        other = client.submit("copy")
+    other = Elsewhere(tmp_path, "other").environment | {"DISTRICOMP_COORDINATOR": cluster.address}
+    token = dctl("token", "create", "submit", "-q").stdout
+    dctl("join", "-", stdin=token, environment=other)
+    assert int(dctl("submit", "copy", "-q", environment=other).stdout) > int(own)
     assert dctl("job", "show", "last", "-q").stdout == own
-    assert other.number > int(own)
