@@ -81,10 +81,6 @@ def open_descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-def libraries(pid: int) -> str:
-    return Path(f"/proc/{pid}/maps").read_text()
-
-
 def code(ending: Ending) -> int:
     assert isinstance(ending, Exit)
     return os.waitstatus_to_exitcode(ending.status)

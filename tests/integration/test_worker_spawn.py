@@ -4,13 +4,16 @@ import asyncio
 import errno
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dworker.runners import spawnd
 from dworker.runners.spawn import Exit, Lost, NotStarted, PlainSpawner, SpawnServer
-from tests.integration.spawnlab import PYTHON, Kind, Starter, code, libraries, until, with_starter
+from tests.integration.spawnlab import PYTHON, Kind, Starter, code, until, with_starter
 from tests.integration.workerlab import children, is_alive
 
 KINDS: list[Any] = [pytest.param(SpawnServer, id="server"), pytest.param(PlainSpawner, id="plain")]
@@ -163,8 +166,19 @@ def test_the_server_is_small() -> None:
         (ending,) = await starter.ended(1)
         assert isinstance(ending, Exit)
         assert ending.memory_bytes < 20 * 1024 * 1024
-        loaded = libraries(server.pid)
-        assert "libssl" not in loaded
-        assert "_asyncio" not in loaded
 
     with_starter(SpawnServer, test)
+    packages = Path(spawnd.__file__).parents[2]
+    script = (
+        "import sys; sys.path.append(sys.argv[1]); import dworker.runners.spawnd; print(open('/proc/self/maps').read())"
+    )
+    loaded = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", script, str(packages)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=20,
+    ).stdout
+    assert "libc" in loaded
+    assert "libssl" not in loaded
+    assert "_asyncio" not in loaded
