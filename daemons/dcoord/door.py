@@ -7,7 +7,6 @@ what is said after that; used by the control port and by the data port alike.
 import asyncio
 import contextlib
 import fcntl
-import logging
 import os
 import socket
 import ssl
@@ -15,25 +14,15 @@ import struct
 import sys
 import termios
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
+from dcoord.crowd import Crowd
+from dcoord.refusals import Refusals
 from districomp.addresses import address_group, address_text
 
-log = logging.getLogger(__name__)
-
-KNOCK_S: Final = 5.0
-"""How long a peer may take for its ClientHello, and again for the rest of the handshake."""
-KNOCKING_MAX: Final = 1024
-"""Who has not sent a whole ClientHello; a further one takes the place of the oldest."""
-KNOCKING_PER_ADDRESS_MAX: Final = 256
-SHAKING_MAX: Final = 64
-"""Handshakes under way at once; what comes meanwhile waits as a socket alone."""
 BACKLOG: Final = 1024
 ACCEPTED_AT_ONCE: Final = 64
 """Accepted in one turn of the loop, so that a flood does not keep the others waiting."""
-LOGGED_PER_ADDRESS_S: Final = 10.0
-"""A refused address is logged so often at most."""
-LOGGED_ADDRESSES_MAX: Final = 1024
 FULL_WAIT_S: Final = 0.5
 """Pause after the system refused another descriptor."""
 _RECORD_HEAD: Final = struct.Struct("!BHH")
@@ -41,10 +30,29 @@ _HANDSHAKE: Final = 22
 _RECORD_BYTES_MAX: Final = 16 * 1024
 
 
-class _Knocking:
-    """An accepted socket whose first bytes are awaited."""
+class Limits(NamedTuple):
+    """What strangers may take. Too many of a kind: the oldest of the address that has the most of them has to go.
 
-    __slots__ = ("address", "asked", "group", "sock", "timer", "wanted")
+    `knock_s`: for the ClientHello, and again for the rest of the handshake. `knocking_max`, and of one address: who has
+    not sent a whole ClientHello. `ready_max`: who has, and waits. `shaking_max`: handshakes under way; who has taken
+    `shake_s` for its own makes room if others wait, so that unfinished ones do not shut the door.
+    """
+
+    knock_s: float = 5.0
+    knocking_max: int = 1024
+    knocking_per_address_max: int = 256
+    ready_max: int = 1024
+    shaking_max: int = 128
+    shake_s: float = 0.5
+
+
+LIMITS: Final = Limits()
+
+
+class _Knocking:
+    """An accepted socket that has not done its handshake."""
+
+    __slots__ = ("address", "asked", "group", "since", "sock", "timer", "wanted")
 
     def __init__(self, sock: socket.socket, address: str, group: str) -> None:
         self.sock = sock
@@ -54,6 +62,8 @@ class _Knocking:
         self.asked = 1
         """How many bytes wake us up."""
         self.timer: asyncio.TimerHandle | None = None
+        self.since = 0.0
+        """When its handshake began (event loop's time)."""
 
 
 class Door:
@@ -70,18 +80,20 @@ class Door:
         context: Callable[[], ssl.SSLContext | None],
         what: str,
         to_plain: bytes = b"",
+        limits: Limits = LIMITS,
     ) -> None:
         self._factory = factory
         self._context = context
-        self._what = what
+        self._refusals = Refusals(what)
         self._to_plain = to_plain
+        self._limits = limits
         self._listening: list[socket.socket] = []
-        self._knocking: dict[socket.socket, _Knocking] = {}
-        self._by_group: dict[str, dict[socket.socket, None]] = {}
-        self._ready: dict[socket.socket, _Knocking] = {}
-        self._shaking: set[asyncio.Task[None]] = set()
-        self._logged: dict[str, float] = {}
+        self._knocking: Crowd[_Knocking] = Crowd()
+        self._ready: Crowd[_Knocking] = Crowd()
+        self._shaking: Crowd[_Knocking] = Crowd()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._resuming: asyncio.TimerHandle | None = None
+        self._waiting: asyncio.TimerHandle | None = None
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -98,16 +110,17 @@ class Door:
 
     def close(self) -> None:
         """Accept nobody any more, and send away who still knocks; connections that were made stay."""
-        if self._resuming is not None:
-            self._resuming.cancel()
+        for timer in (self._resuming, self._waiting):
+            if timer is not None:
+                timer.cancel()
         for sock in self._listening:
             self.loop.remove_reader(sock.fileno())
             sock.close()
         self._listening.clear()
-        for knocking in [*self._knocking.values(), *self._ready.values()]:
+        for knocking in [*self._knocking, *self._ready]:
             self._drop(knocking)
-        for task in self._shaking:
-            task.cancel()
+        for knocking in self._shaking:
+            self._give_up(knocking)
 
     # ---- accepting ----
 
@@ -125,14 +138,13 @@ class Door:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             knocking = _Knocking(sock, address_text(name), address_group(str(name[0])))
             if self._context() is None:
-                self._ready[sock] = knocking
-                self._shake()
+                self._be_ready(knocking)
             else:
                 self._wait(knocking)
 
     def _pause(self, listening: socket.socket, error: OSError) -> None:
         """There is no descriptor left: leave the rest in the system's queue for a moment instead of spinning."""
-        self._log("", f"cannot accept: {os.strerror(error.errno or 0)}")
+        self._refusals.add("", f"everybody for now: {os.strerror(error.errno or 0)}")
         self.loop.remove_reader(listening.fileno())
 
         def resume() -> None:
@@ -142,19 +154,18 @@ class Door:
         self._resuming = self.loop.call_later(FULL_WAIT_S, resume)
 
     def _wait(self, knocking: _Knocking) -> None:
-        group = self._by_group.setdefault(knocking.group, {})
-        if len(group) >= KNOCKING_PER_ADDRESS_MAX:
-            self._expel(self._knocking[next(iter(group))], "too many connections of its address have said nothing")
-        elif len(self._knocking) >= KNOCKING_MAX:
-            self._expel(next(iter(self._knocking.values())), "too many connections have said nothing")
-        # Anew: the last one of the group may just have left with it.
-        self._by_group.setdefault(knocking.group, {})[knocking.sock] = None
-        self._knocking[knocking.sock] = knocking
+        limits = self._limits
+        if self._knocking.count(knocking.group) >= limits.knocking_per_address_max:
+            oldest = self._knocking.oldest_of(knocking.group)
+            self._expel(oldest, "too many connections of its address have said nothing")
+        elif len(self._knocking) >= limits.knocking_max:
+            self._expel(self._knocking.oldest(), "too many connections have said nothing")
+        self._knocking.add(knocking.group, knocking)
         knocking.timer = self.loop.call_later(
-            KNOCK_S, self._expel, knocking, f"sent no whole ClientHello within {KNOCK_S:g} s"
+            limits.knock_s, self._expel, knocking, f"sent no whole ClientHello within {limits.knock_s:g} s"
         )
         self._look(knocking)
-        if knocking.sock in self._knocking:
+        if knocking in self._knocking:
             self.loop.add_reader(knocking.sock.fileno(), self._look, knocking)
 
     def _look(self, knocking: _Knocking) -> None:
@@ -182,8 +193,8 @@ class Door:
                 return
             knocking.wanted = _RECORD_HEAD.size + length
         if there < knocking.wanted:
-            if knocking.asked == knocking.wanted:
-                # Woken without what was waited for: no more will come.
+            if knocking.asked == knocking.wanted or sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                # Woken without what was waited for, or it was broken off (uvloop says that once): no more will come.
                 self._expel(knocking, "closed before its ClientHello was whole")
                 return
             # Wake up when the rest is there, and not with each byte, nor all the time.
@@ -192,8 +203,7 @@ class Door:
             return
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
         self._forget(knocking)
-        self._ready[sock] = knocking
-        self._shake()
+        self._be_ready(knocking)
 
     def _say_plainly(self, sock: socket.socket) -> None:
         """Tell a peer that does not speak TLS why it is sent away, if it still listens."""
@@ -204,68 +214,83 @@ class Door:
 
     # ---- the handshake ----
 
-    def _shake(self) -> None:
-        while self._ready and len(self._shaking) < SHAKING_MAX:
-            knocking = self._ready.pop(next(iter(self._ready)))
-            task = self.loop.create_task(self._welcome(knocking))
-            self._shaking.add(task)
-            task.add_done_callback(self._shaken)
-
-    def _shaken(self, task: "asyncio.Task[None]") -> None:
-        self._shaking.discard(task)
-        if not task.cancelled():
-            task.result()
+    def _be_ready(self, knocking: _Knocking) -> None:
+        if len(self._ready) >= self._limits.ready_max:
+            self._expel(self._ready.oldest(), "too many connections wait for their handshake")
+        self._ready.add(knocking.group, knocking)
         self._shake()
+
+    def _shake(self) -> None:
+        """Begin handshakes, each address in its turn."""
+        while self._ready and (len(self._shaking) < self._limits.shaking_max or self._make_room()):
+            knocking = self._ready.take()
+            knocking.since = self.loop.time()
+            self._shaking.add(knocking.group, knocking)
+            task = self.loop.create_task(self._welcome(knocking))
+            self._tasks.add(task)
+            task.add_done_callback(lambda task, knocking=knocking: self._shaken(task, knocking))  # type: ignore[misc]
+
+    def _make_room(self) -> bool:
+        """End a handshake that takes long, for those who wait. False if there is none yet; then we come back."""
+        oldest = self._shaking.oldest()
+        left_s = oldest.since + self._limits.shake_s - self.loop.time()
+        if left_s <= 0:
+            self._give_up(oldest)
+            return True
+        if self._waiting is None:
+
+            def again() -> None:
+                self._waiting = None
+                self._shake()
+
+            self._waiting = self.loop.call_later(left_s, again)
+        return False
+
+    def _give_up(self, knocking: _Knocking) -> None:
+        """End a handshake by ending its connection: its socket is the transport's, and not to be closed under it."""
+        self._shaking.discard(knocking)
+        with contextlib.suppress(OSError):
+            knocking.sock.shutdown(socket.SHUT_RDWR)
+
+    def _shaken(self, task: "asyncio.Task[None]", knocking: _Knocking) -> None:
+        self._tasks.discard(task)
+        self._shaking.discard(knocking)
+        self._shake()
+        if task.cancelled():
+            knocking.sock.close()
+        else:
+            task.result()
 
     async def _welcome(self, knocking: _Knocking) -> None:
         context = self._context()
-        options: dict[str, Any] = {} if context is None else {"ssl": context, "ssl_handshake_timeout": KNOCK_S}
+        options: dict[str, Any] = {}
+        if context is not None:
+            options = {"ssl": context, "ssl_handshake_timeout": self._limits.knock_s}
         try:
             await self.loop.connect_accepted_socket(self._factory, knocking.sock, **options)
         except (ssl.SSLError, OSError, ValueError) as error:
-            self._log(knocking.group, f"{knocking.address}: {_reason(error)}")
+            self._refusals.add(knocking.group, f"{knocking.address}: {_reason(error)}")
             knocking.sock.close()
-        except BaseException:
-            knocking.sock.close()
-            raise
 
     # ---- inside ----
 
     def _expel(self, knocking: _Knocking, reason: str) -> None:
         if reason:
-            self._log(knocking.group, f"{knocking.address}: {reason}")
+            self._refusals.add(knocking.group, f"{knocking.address}: {reason}")
         self._drop(knocking)
 
     def _drop(self, knocking: _Knocking) -> None:
         self._forget(knocking)
-        self._ready.pop(knocking.sock, None)
+        self._ready.discard(knocking)
         knocking.sock.close()
 
     def _forget(self, knocking: _Knocking) -> None:
-        """It is not awaited any more."""
-        sock = knocking.sock
+        """Its bytes are not awaited any more."""
         if knocking.timer is not None:
             knocking.timer.cancel()
-        if self._knocking.pop(sock, None) is None:
-            return
-        self.loop.remove_reader(sock.fileno())
-        group = self._by_group[knocking.group]
-        del group[sock]
-        if not group:
-            del self._by_group[knocking.group]
-
-    def _log(self, group: str, text: str) -> None:
-        """Log a refusal, once in a while an address: whoever knocks a thousand times must not fill the disk."""
-        now = self.loop.time()
-        last = self._logged.get(group)
-        if last is not None and now - last < LOGGED_PER_ADDRESS_S:
-            log.debug("%s refuses %s", self._what, text)
-            return
-        self._logged.pop(group, None)
-        while len(self._logged) >= LOGGED_ADDRESSES_MAX:
-            del self._logged[next(iter(self._logged))]
-        self._logged[group] = now
-        log.warning("%s refuses %s", self._what, text)
+            knocking.timer = None
+        if self._knocking.discard(knocking):
+            self.loop.remove_reader(knocking.sock.fileno())
 
 
 def _listening_socket(address: str, port: int) -> socket.socket:
