@@ -70,8 +70,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=20.0, help="of quiet, for the processor use")
     parser.add_argument("--runs", type=int, default=11)
+    parser.add_argument("--insecure", action="store_true", help="plain TCP instead of TLS")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, Cluster(Path(folder)) as cluster:
+    with tempfile.TemporaryDirectory() as folder, Cluster(Path(folder), insecure=arguments.insecure) as cluster:
         cluster.start_coordinator()
         cluster.start_worker("w1")
         cluster.wait_for_workers(1)
@@ -82,7 +83,7 @@ def main() -> None:
         for row in idle(cluster, arguments.seconds):
             print(row)
         print(f"| `dctl status`, whole process | {summary(status_ms(cluster, arguments.runs))} ms | |")
-        print(f"| worker start to joined, by mDNS | {summary(join_s(cluster, arguments.runs), 2)} s | |")
+        print(f"| new worker's start to joined, by mDNS | {summary(join_s(cluster, arguments.runs), 2)} s | |")
 
 
 if __name__ == "__main__":

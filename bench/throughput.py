@@ -1,7 +1,7 @@
 """`python -m bench.throughput`: small tasks through the whole system, results at the client.
 
 A coordinator (journal with synchronous=FULL), two one-slot workers found by mDNS and one client using the
-library, all on loopback. `noop`: a `stream` program that answers each line at once. `true`: /bin/true, a
+library, all on loopback, by TLS unless `--insecure` (side by side: `python -m bench.trust`). `noop`: a `stream` program that answers each line at once. `true`: /bin/true, a
 process each, its output captured. `latency`: one no-op at a time, from submission to result.
 """
 
@@ -11,18 +11,19 @@ import tempfile
 import time
 from pathlib import Path
 
+from bench.client import client_of
 from bench.machine import cpu_s, heading, rss_mb, summary
-from demo.cluster import Cluster, wait_until
+from demo.cluster import Cluster
 from districomp.client import Client
 
 NOOP_YAML = "version: 1\nstream: [cat]\nretries: {max: 0}\n"
 TRUE_YAML = "version: 1\ncommand: [/bin/true]\nretries: {max: 0}\n"
 
 
-def client_of(cluster: Cluster) -> Client:
-    """A client of this cluster, by its control port."""
-    address, port = cluster.endpoint()["control"]
-    return Client(f"{address}:{port}")
+def define(cluster: Cluster) -> None:
+    """Give it the definitions that are measured, before it starts."""
+    for name, text in (("noop", NOOP_YAML), ("true", TRUE_YAML)):
+        (cluster.config / "tasks.d" / f"{name}.yaml").write_text(text)
 
 
 def throughput(client: Client, definition: str, tasks: int) -> float:
@@ -54,20 +55,19 @@ def main() -> None:
     parser.add_argument("--true", type=int, default=5_000)
     parser.add_argument("--latency", type=int, default=300)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--insecure", action="store_true", help="plain TCP")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, Cluster(Path(folder)) as cluster:
-        for name, text in (("noop", NOOP_YAML), ("true", TRUE_YAML)):
-            (cluster.config / "tasks.d" / f"{name}.yaml").write_text(text)
+    with tempfile.TemporaryDirectory() as folder, Cluster(Path(folder), insecure=arguments.insecure) as cluster:
+        define(cluster)
         coordinator = cluster.start_coordinator()
         for name in ("w1", "w2"):
             cluster.start_worker(name)
         cluster.wait_for_workers(2)
-        wait_until(lambda: {"noop", "true"} <= {d["name"] for d in cluster.dctl_json("def", "list")}, "definitions")
         print(heading())
         print()
         print("| what | measured |")
         print("|---|---|")
-        with client_of(cluster) as client:
+        with client_of(cluster, insecure=arguments.insecure) as client:
             throughput(client, "noop", 1000)
             for definition, tasks in (("noop", arguments.noop), ("true", arguments.true)):
                 before = cpu_s(coordinator.pid)

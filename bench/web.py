@@ -27,9 +27,10 @@ from typing import Any, Final
 from bottle import Bottle
 
 from dcoord.blobs import BlobStore
-from dcoord.web.blob_routes import PREFIX, BlobRoutes
+from dcoord.web.blob_routes import BlobRoutes
 from dcoord.web.bridge import WsgiBridge
 from dcoord.web.http1 import App, Receive, Scope, Send
+from dcoord.web.rights import BLOBS
 
 SERVERS: Final = ("ours", "aiohttp", "granian", "granian-embedded", "hypercorn", "uvicorn", "uvicorn-guarded")
 NEEDS: Final = {
@@ -60,7 +61,7 @@ def make_app(folder: Path) -> App:
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            await (blobs if scope["path"].startswith(PREFIX) else pages)(scope, receive, send)
+            await (blobs if scope["path"].startswith(BLOBS) else pages)(scope, receive, send)
 
     return app
 
@@ -102,7 +103,7 @@ async def _serve(server: Callable[[App, int, asyncio.Event], Awaitable[None]], p
 async def _ours(app: App, port: int, ended: asyncio.Event) -> None:
     from dcoord.web.server import Listener
 
-    listener = Listener(app)
+    listener = Listener(app, "bench")
     await listener.start("127.0.0.1", port)
     await ended.wait()
     await listener.stop()
@@ -257,7 +258,7 @@ def requests_per_s(server: Running) -> float:
 
 def upload_mb_s(server: Running, name: str, data: bytearray) -> float:
     """One upload, with SHA-256 and fsync at the other end."""
-    head = f"PUT {PREFIX}{name} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\n\r\n"
+    head = f"PUT {BLOBS}{name} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\n\r\n"
     with server.connect() as connection:
         began = time.perf_counter()
         connection.sendall(head.encode())
@@ -272,7 +273,7 @@ def download_mb_s(server: Running, name: str) -> float:
     """One download."""
     with server.connect() as connection:
         began = time.perf_counter()
-        return ask(connection, f"{PREFIX}{name}".encode()) / (time.perf_counter() - began) / 1e6
+        return ask(connection, f"{BLOBS}{name}".encode()) / (time.perf_counter() - began) / 1e6
 
 
 def new_request_s(server: Running) -> float:
@@ -290,7 +291,7 @@ def slow_peers(server: Running, name: str) -> Iterator[None]:
     for connection in connections[SILENT:-STALLED]:
         connection.sendall(HALF_HEAD)
     for connection in connections[-STALLED:]:
-        connection.sendall(f"GET {PREFIX}{name} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        connection.sendall(f"GET {BLOBS}{name} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
     time.sleep(1)
     try:
         yield
