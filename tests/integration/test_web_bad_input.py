@@ -1,8 +1,12 @@
-"""Garbage, excess, halves and silence on both ports of the real process, while somebody else is served as ever."""
+"""Garbage, excess, halves and silence on both ports of the real process, while somebody else is served as ever.
+
+Once insecure, once with TLS, where whoever behaves badly has shown no certificate.
+"""
 
 import contextlib
 import random
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.weblab import WAIT_S, Site, job_records, site
+from tests.integration.weblab import WAIT_S, Party, Site, job_records, site
 
 Peer = Callable[[socket.socket], None]
 ROUNDS = 2
@@ -18,11 +22,15 @@ PROMPT_S = 5.0
 """An answer takes about a millisecond. Who has to wait for the others' deadlines waits 10 s at least."""
 
 
-@pytest.fixture(scope="module")
-def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    with site(tmp_path_factory.mktemp("web")) as it:
+@pytest.fixture(scope="module", params=["insecure", "tls"])
+def web(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    with site(tmp_path_factory.mktemp("web"), secure=request.param == "tls") as it:
         it.fill_journal(*job_records(1, [b"data", b"other"], [b"result"]))
         yield it
+
+
+def admin(it: Site) -> Party | None:
+    return it.party("admin", "admin") if it.authority is not None else None
 
 
 class Bystander:
@@ -32,6 +40,8 @@ class Bystander:
         self.answers = 0
         self.slowest_s = 0.0
         self.faults: list[str] = []
+        self._site = it
+        self._party = admin(it)
         self._ports = {it.web_port: b"/healthz", it.data_port: b"/results/1.0"}
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._ask, name="bystander")
@@ -50,19 +60,31 @@ class Bystander:
     def _ask(self) -> None:
         with contextlib.ExitStack() as stack:
             peers = {
-                stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=WAIT_S)): path
-                for port, path in self._ports.items()
+                stack.enter_context(self._site.dial(port, self._party)): path for port, path in self._ports.items()
             }
             while not self._done.is_set() or self.answers < 10:
                 for peer, path in peers.items():
                     began = time.monotonic()
                     peer.sendall(b"GET %b HTTP/1.1\r\nHost: localhost\r\n\r\n" % path)
-                    answer = peer.recv(65536)
+                    answer = whole_answer(peer)
                     self.slowest_s = max(self.slowest_s, time.monotonic() - began)
                     self.answers += 1
                     if not answer.startswith(b"HTTP/1.1 200 "):
                         self.faults.append(repr(answer[:200]))
                         return
+
+
+def whole_answer(peer: socket.socket) -> bytes:
+    """Head and body, which TLS may bring one after the other."""
+    answer = b""
+    while True:
+        head, found, body = answer.partition(b"\r\n\r\n")
+        if found and len(body) >= int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]):
+            return answer
+        piece = peer.recv(65536)
+        if not piece:
+            return answer
+        answer += piece
 
 
 def head(method: bytes = b"GET", path: bytes = b"/healthz", *lines: bytes) -> bytes:
@@ -99,24 +121,29 @@ def test_what_is_refused_is_told_so_and_costs_nobody_else(web: Site, name: str, 
     sent, statuses = REFUSED[name]
     with Bystander(web):
         for _ in range(ROUNDS):
-            answer = said(web.data_port if is_data_port else web.web_port, sent)
+            answer = said(web, web.data_port if is_data_port else web.web_port, sent)
             assert answer[:9] == b"HTTP/1.1 ", (name, answer[:100])
-            assert int(answer[9:12]) in statuses, (name, answer[:200])
+            assert int(answer[9:12]) in (*statuses, 401), (name, answer[:200])
+            assert (is_data_port and web.authority is not None) or int(answer[9:12]) != 401
             assert b'"error"' in answer
             assert b'"message"' in answer
             assert b"onnection: close" in answer
 
 
-def said(port: int, data: bytes) -> bytes:
+def said(web: Site, port: int, data: bytes) -> bytes:
     """What a peer that sends all of this and then listens is answered, until the end."""
     answer = b""
-    with socket.create_connection(("127.0.0.1", port), timeout=WAIT_S) as peer:
-        with contextlib.suppress(ConnectionError):
+    with web.dial(port) as peer:
+        with contextlib.suppress(ConnectionError, ssl.SSLEOFError):
             peer.sendall(data)
-        with contextlib.suppress(ConnectionError):
+        with contextlib.suppress(ConnectionError, ssl.SSLEOFError):
             while piece := peer.recv(65536):
                 answer += piece
     return answer
+
+
+HALF_HELLOS = [b"", b"\x16", b"\x16\x03\x01\x02\x00\x01", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"] * 10
+"""What peers of the data port say before they fall silent in the middle of their TLS greeting."""
 
 
 def silent(_: socket.socket) -> None:
@@ -165,16 +192,22 @@ def resets(peer: socket.socket) -> None:
 def test_many_who_stop_half_way_cost_nobody_else(web: Site, stop: Peer) -> None:
     with contextlib.ExitStack() as stack:
         for port in (web.web_port, web.data_port) * 60:
-            stop(stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=WAIT_S)))
+            stop(stack.enter_context(web.dial(port)))
+        for hello in HALF_HELLOS:
+            peer = stack.enter_context(socket.create_connection(("127.0.0.1", web.data_port), timeout=WAIT_S))
+            peer.sendall(hello)
+        party = admin(web)
         with Bystander(web):
-            assert web.fetch("/api/v1/jobs", data=True).status == 200
+            assert web.fetch("/api/v1/jobs", data=True, party=party).status == 200
             assert web.fetch("/").status == 200
-            put = web.fetch("/api/v1/jobs", data=True, method="POST", body=b"{}", Content_Type="application/json")
+            put = web.fetch(
+                "/api/v1/jobs", data=True, method="POST", body=b"{}", party=party, Content_Type="application/json"
+            )
             assert put.json()["message"] == "definition is missing; it is needed"
 
 
 def test_what_was_half_uploaded_is_gone_with_its_peer(web: Site) -> None:
-    with socket.create_connection(("127.0.0.1", web.data_port), timeout=WAIT_S) as peer:
+    with web.dial(web.data_port, admin(web)) as peer:
         half_a_blob(peer)
         until_files(web.blobs / "tmp", 1)
     until_files(web.blobs / "tmp", 0)
@@ -192,9 +225,10 @@ def test_a_flood_of_connections_leaves_room_for_the_next(web: Site) -> None:
     """Beyond the cap the longest idle one makes room; those that never said a word are the first to go."""
     with contextlib.ExitStack() as stack:
         flood = [
-            stack.enter_context(socket.create_connection(("127.0.0.1", web.web_port), timeout=WAIT_S))
+            stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=WAIT_S))
+            for port in (web.web_port, web.data_port)
             for _ in range(1100)
         ]
-        assert len(flood) == 1100
+        assert len(flood) == 2200
         assert web.fetch("/healthz").status == 200
-        assert web.fetch("/healthz", data=True).status == 200
+        assert web.fetch("/healthz", data=True, party=admin(web)).status == 200

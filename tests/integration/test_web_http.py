@@ -1,8 +1,9 @@
-"""The HTTP/1.1 listener over real sockets: framing, keep-alive, limits, slow and hostile peers."""
+"""The HTTP/1.1 listener over real sockets, plain and with TLS: framing, keep-alive, limits, slow and hostile peers."""
 
 import asyncio
 import contextlib
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -10,13 +11,38 @@ from typing import Any
 
 import pytest
 
+from dcoord.authority import Authority
 from dcoord.web import http1
 from dcoord.web.http1 import Deadlines, Receive, Scope, Send
 from dcoord.web.server import Listener
+from districomp import tls
 from tests.integration.weblab import until
 
 QUICK = Deadlines(head_s=0.3, idle_s=0.3, body_s=0.3, write_s=0.3, linger_s=0.3)
 GET = b"GET /echo HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+TLS: dict[str, ssl.SSLContext] = {}
+"""The contexts of both sides, `server` and `client`; empty: plain TCP."""
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority.open(tmp_path_factory.mktemp("trust"), "test")
+
+
+@pytest.fixture(autouse=True, params=["plain", "tls"])
+def kind(request: pytest.FixtureRequest, authority: Authority) -> Iterator[str]:
+    """Every test runs for both, but those that are marked to be about one."""
+    if request.param == "tls":
+        TLS["server"] = tls.server_context(*authority.web_chain(), authority.authorities)
+        TLS["client"] = tls.client_context(authority.authorities)
+        TLS["client"].check_hostname = False
+    yield request.param
+    TLS.clear()
+
+
+only_plain = pytest.mark.parametrize("kind", ["plain"], indirect=True)
 
 
 class Echo:
@@ -31,6 +57,8 @@ class Echo:
         path = scope["path"]
         if path == "/raise":
             raise ValueError("on purpose")
+        if path == "/known":
+            scope["connection"].is_known = True
         if path == "/deaf":
             await self.answer(send, b"I do not read bodies", 422)
             return
@@ -105,7 +133,7 @@ class Server:
             runner.run(self._serve())
 
     async def _serve(self) -> None:
-        listener = Listener(self.app, "the test's port", **self._options)
+        listener = Listener(self.app, "the test's port", context=lambda: TLS.get("server"), **self._options)
         _, self.port = await listener.start("127.0.0.1", 0)
         self._started.set()
         await self._stopping.wait()
@@ -114,7 +142,11 @@ class Server:
     @contextlib.contextmanager
     def connect(self) -> Iterator[socket.socket]:
         with socket.create_connection(("127.0.0.1", self.port), timeout=10) as connection:
-            yield connection
+            if not TLS:
+                yield connection
+                return
+            with TLS["client"].wrap_socket(connection, suppress_ragged_eofs=False) as secure:
+                yield secure
 
     def say(self, data: bytes) -> bytes:
         """Everything that the server answers until it closes."""
@@ -125,7 +157,7 @@ class Server:
 
 def read_all(connection: socket.socket) -> bytes:
     data = b""
-    with contextlib.suppress(ConnectionResetError):
+    with contextlib.suppress(ConnectionError, ssl.SSLError):
         while piece := connection.recv(65536):
             data += piece
     return data
@@ -283,6 +315,17 @@ def test_continue_is_said_only_to_who_waits_for_it(server: Server) -> None:
     assert server.say(head % b"/deaf").startswith(b"HTTP/1.1 422 ")
 
 
+def test_who_is_refused_and_stays_is_cut() -> None:
+    with Server(deadlines=QUICK) as server, server.connect() as peer:
+        peer.sendall(b"NONSENSE\r\n\r\n")
+        assert b"400" in peer.recv(65536)
+        deadline = time.monotonic() + 10
+        with pytest.raises((ConnectionError, ssl.SSLError)):
+            while time.monotonic() < deadline:
+                peer.sendall(b"more")
+                time.sleep(0.02)
+
+
 def test_a_body_that_nobody_reads_is_not_taken_in(server: Server) -> None:
     with server.connect() as connection:
         connection.sendall(b"PUT /wait HTTP/1.1\r\nHost: l\r\nContent-Length: 1000000000\r\n\r\n")
@@ -293,7 +336,7 @@ def test_a_body_that_nobody_reads_is_not_taken_in(server: Server) -> None:
             try:
                 sent += connection.send(bytes(65536))
                 idle_since = time.monotonic()
-            except BlockingIOError:
+            except (BlockingIOError, ssl.SSLWantWriteError):
                 time.sleep(0.01)
         # What both sockets hold (at most 6 MB each by Linux' defaults) and what is read ahead.
         assert sent < 16_000_000
@@ -348,7 +391,7 @@ def test_an_idle_connection_and_a_stalled_download_are_cut() -> None:
         until(lambda: server.app.endless_bytes > 100_000, "the answer begins")
         time.sleep(1.5)
         got = 0
-        with contextlib.suppress(ConnectionResetError):
+        with contextlib.suppress(ConnectionResetError, ssl.SSLEOFError):
             while piece := stalled.recv(1 << 20):
                 got += len(piece)
                 assert got < 50_000_000, "it goes on as if nothing had happened"
@@ -385,6 +428,24 @@ def test_an_idle_connection_makes_room_for_a_new_one() -> None:
         assert idle[0].recv(1) == b""
         idle[2].sendall(GET)
         assert read_answer(idle[2])[1] == b"GET /echo 0"
+
+
+def test_who_is_known_keeps_its_place_before_those_who_are_not() -> None:
+    with Server(connections_max=3) as server, contextlib.ExitStack() as stack:
+        known = stack.enter_context(server.connect())
+        known.sendall(GET.replace(b"/echo", b"/known"))
+        read_answer(known)
+        strangers = [stack.enter_context(server.connect()) for _ in range(2)]
+        for connection in strangers:
+            connection.sendall(GET)
+            read_answer(connection)
+        new = [stack.enter_context(server.connect()) for _ in range(2)]
+        for connection in new:
+            connection.sendall(GET)
+            assert read_answer(connection)[1] == b"GET /echo 0"
+        assert [connection.recv(1) for connection in strangers] == [b"", b""]
+        known.sendall(GET)
+        assert read_answer(known)[1] == b"GET /echo 0"
 
 
 def test_when_all_are_busy_a_new_connection_is_told_so() -> None:

@@ -82,6 +82,7 @@ def test_nobody_and_whoever_is_void_gets_nothing_anywhere(lab: Lab, rule: Rule) 
         "a cookie": {"Cookie": f"session={it.grant('SESSION', '', 'admin')}"},
         "a password": {"Authorization": "Basic YWRtaW46YWRtaW4="},
         "no grant": bearer(""),
+        "a grant by another name": {"Authorization": f"Drover {it.grant('SESSION', '', 'admin')}"},
         "expired": bearer(it.grant("SESSION", "", "admin", expires=time.time() - 1)),
         "another cluster's": bearer(grants.mint(b"k" * 32, Grant("SESSION", "", "", "admin", "", 0, time.time() + 60))),
         "for nothing here": bearer(it.grant("GET", "/tasks/9.9", "admin")),

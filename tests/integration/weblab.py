@@ -313,6 +313,19 @@ class Site:
         party = party or Party(self.authority.authorities)
         return SecureConnection(self.data_port, party.context(), tls.server_name(self.authority.cluster))
 
+    def dial(self, port: int, party: "Party | None" = None) -> socket.socket:
+        """A bare connection to one of the ports, its TLS handshake done if it speaks that."""
+        plain = socket.create_connection(("127.0.0.1", port), timeout=WAIT_S)
+        if self.authority is None or port != self.data_port:
+            return plain
+        context = (party or Party(self.authority.authorities)).context()
+        try:
+            name = tls.server_name(self.authority.cluster)
+            return context.wrap_socket(plain, server_hostname=name, suppress_ragged_eofs=False)
+        except BaseException:
+            plain.close()
+            raise
+
     def fetch(
         self,
         path: str,

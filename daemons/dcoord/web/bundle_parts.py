@@ -31,10 +31,10 @@ class BundleParts:
 
     async def has(self, bundle: str, blob: str) -> bool:
         """Whether a blob is the manifest of a bundle or one of its files (both SHA-256 in hex). False if it is not here."""
-        if bundle == blob:
-            return True
         if not is_sha256_hex(bundle) or not is_sha256_hex(blob):
             return False
+        if bundle == blob:
+            return True
         parts = self._kept.get(bundle)
         if parts is None:
             loop = asyncio.get_running_loop()

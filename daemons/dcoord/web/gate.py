@@ -90,7 +90,7 @@ class DataGate:
         raise WebError("not_allowed", f"this grant is for {grant.verb} {grant.path}, not for {method:.20} {path:.100}")
 
     async def _is_part(self, grant: Grant, method: str, path: str) -> bool:
-        bundle = rights.bundle_of(grant, method, path)
+        bundle = rights.bundle_of(grant, method)
         return bool(bundle) and await self._parts.has(bundle, path.removeprefix(rights.BLOBS))
 
     def _cut_refused(self) -> None:

@@ -13,6 +13,8 @@ from typing import Any, Final, NamedTuple, Protocol, cast
 
 import httptools
 
+from dcoord.web.exchange import REASONS, Exchange
+
 log = logging.getLogger(__name__)
 
 Scope = MutableMapping[str, Any]
@@ -28,20 +30,15 @@ PIPELINED_MAX: Final = 8
 BODY_BYTES_AHEAD: Final = 1024 * 1024
 """What is taken of a request's body before the application asks for it."""
 WRITE_BYTES_AHEAD: Final = 256 * 1024
+JOINED_BYTES_MAX: Final = 8 * 1024
+"""A body up to this goes with its head: one packet, and one record of TLS."""
 
 GOODBYE_S: Final = 0.25
-"""A peer has so long to end an idle TLS connection together with us when the listener stops."""
+"""A peer has so long to end an idle connection together with us; TLS waits for it."""
+QUIET_S: Final = 0.5
+"""Who has been refused and sends nothing for so long has read why."""
 
 NEVER: Final = float("inf")
-
-REASONS: Final = {
-    200: "OK", 201: "Created", 204: "No Content", 206: "Partial Content", 304: "Not Modified", 400: "Bad Request",
-    401: "Unauthorized", 403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed", 408: "Request Timeout", 411: "Length Required",
-    412: "Precondition Failed", 413: "Content Too Large", 414: "URI Too Long", 416: "Range Not Satisfiable",
-    421: "Misdirected Request", 422: "Unprocessable Content", 431: "Request Header Fields Too Large",
-    500: "Internal Server Error", 501: "Not Implemented", 502: "Bad Gateway", 503: "Service Unavailable",
-    507: "Insufficient Storage",
-}  # fmt: skip
 
 
 class Deadlines(NamedTuple):
@@ -88,33 +85,6 @@ class _RefusedError(Exception):
         self.status = status
 
 
-class _Request:
-    """A request as far as it has arrived, and how far its answer is."""
-
-    def __init__(self) -> None:
-        self.target = b""
-        self.headers: list[tuple[bytes, bytes]] = []
-        self.head_bytes = 0
-        self.method = ""
-        self.version = "1.1"
-        self.keep_alive = True
-        self.expects_continue = False
-        self.body: deque[bytes] = deque()
-        self.body_bytes = 0
-        self.complete = False
-        # the answer
-        self.status = 0
-        self.answer_headers: list[tuple[bytes, bytes]] = []
-        self.head_sent = False
-        self.chunked = False
-        self.left_bytes: int | None = None
-        self.answered = False
-
-    @property
-    def has_no_answer_body(self) -> bool:
-        return self.method == "HEAD" or self.status in (204, 304)
-
-
 class HttpConnection(asyncio.Protocol):
     """An accepted connection. `deadline` (event loop's time) is when the listener may cut it; NEVER while it is in order."""
 
@@ -128,9 +98,9 @@ class HttpConnection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._parser = httptools.HttpRequestParser(self)
         self._transport: asyncio.Transport | None = None
-        self._incoming: _Request | None = None
-        self._current: _Request | None = None
-        self._waiting: deque[_Request] = deque()
+        self._incoming: Exchange | None = None
+        self._current: Exchange | None = None
+        self._waiting: deque[Exchange] = deque()
         self._task: asyncio.Task[None] | None = None
         self._arrived = asyncio.Event()
         self._writable = asyncio.Event()
@@ -138,6 +108,7 @@ class HttpConnection(asyncio.Protocol):
         self._refused = False
         self._lingering = False
         self._stopping = False
+        self._is_quiet = True
         self._is_tls = False
 
     @property
@@ -160,6 +131,7 @@ class HttpConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """asyncio: bytes."""
         if self._refused or self._lingering or self._transport is None:
+            self._is_quiet = False
             return
         if self.is_idle and self._incoming is None:
             self.deadline = self._loop.time() + self._owner.deadlines.head_s
@@ -208,7 +180,7 @@ class HttpConnection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         """llhttp: a request begins."""
-        self._incoming = _Request()
+        self._incoming = Exchange()
 
     def on_url(self, url: bytes) -> None:
         """llhttp: (more of) the target."""
@@ -265,21 +237,27 @@ class HttpConnection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
+    def end(self) -> None:
+        """End an idle connection now; the peer hears of it if it listens."""
+        self.deadline = NEVER
+        if self._transport is not None:
+            self._transport.close()
+            self._loop.call_later(GOODBYE_S, self.cut)
+
     def expire(self) -> None:
         """Its deadline has passed: the peer is silent, slow or stalled."""
-        if self._incoming is not None and self._current is None:
+        if self._current is not None:
+            self.cut()
+        elif self._incoming is not None:
             self._refuse(408, f"the request's head did not arrive within {self._owner.deadlines.head_s:g} s")
         else:
-            self.cut()
+            self.end()
 
     def stop(self) -> None:
         """End the connection once the request in hand is answered."""
         self._stopping = True
-        if self._current is None and self._transport is not None:
-            self._transport.close()
-            if self._is_tls:
-                # Nobody may be there to say goodbye back.
-                self._loop.call_later(GOODBYE_S, self.cut)
+        if self._current is None:
+            self.end()
 
     # ---- one request ----
 
@@ -289,7 +267,7 @@ class HttpConnection(asyncio.Protocol):
             self._arrived.set()
             self._task = self._loop.create_task(self._answer(self._current))
 
-    async def _answer(self, request: _Request) -> None:
+    async def _answer(self, request: Exchange) -> None:
         async def receive() -> Event:
             return await self._receive(request)
 
@@ -311,7 +289,7 @@ class HttpConnection(asyncio.Protocol):
         finally:
             self._finish(request)
 
-    def _finish(self, request: _Request) -> None:
+    def _finish(self, request: Exchange) -> None:
         self._task = None
         self._current = None
         transport = self._transport
@@ -325,7 +303,7 @@ class HttpConnection(asyncio.Protocol):
         self._begin_next()
         self._govern_reading()
 
-    def _scope(self, request: _Request) -> Scope:
+    def _scope(self, request: Exchange) -> Scope:
         path, _, query = request.target.partition(b"?")
         transport = self._transport
         return {
@@ -344,7 +322,7 @@ class HttpConnection(asyncio.Protocol):
             "connection": self,
         }
 
-    async def _receive(self, request: _Request) -> Event:
+    async def _receive(self, request: Exchange) -> Event:
         if request.expects_continue and not request.head_sent and self._transport is not None:
             request.expects_continue = False
             if not request.complete and not request.body:
@@ -362,14 +340,16 @@ class HttpConnection(asyncio.Protocol):
         self._govern_reading()
         return {"type": "http.request", "body": body, "more_body": not request.complete}
 
-    async def _send(self, request: _Request, event: Event) -> None:
+    async def _send(self, request: Exchange, event: Event) -> None:
         if event["type"] == "http.response.start":
             request.status = event["status"]
             request.answer_headers = list(event.get("headers", ()))
             return
         body: bytes = event.get("body", b"")
         more = event.get("more_body", False)
-        head = b"" if request.head_sent else self._head(request, None if more else len(body))
+        head = b""
+        if not request.head_sent:
+            head = request.answer_head(None if more else len(body), self._owner.date(), is_last=self._stopping)
         if request.has_no_answer_body:
             body = b""
         elif request.left_bytes is not None:
@@ -383,51 +363,20 @@ class HttpConnection(asyncio.Protocol):
         if transport is None or transport.is_closing() or self._lingering:
             # Gone, or told already (too slow, malformed) that it gets no other answer than that.
             raise PeerGoneError
-        if head and body:
+        if head and len(body) > JOINED_BYTES_MAX:
             transport.writelines((head, body))
         elif head or body:
-            transport.write(head or body)
+            transport.write(head + body)
         if not self._writable.is_set():
             await self._writable.wait()
 
-    def _head(self, request: _Request, body_bytes: int | None) -> bytes:
-        """The answer's head. `body_bytes`: the whole body's size when it is known."""
-        request.head_sent = True
-        lines = [b"HTTP/1.1 %d %b" % (request.status, REASONS.get(request.status, "Status").encode())]
-        length: bytes | None = None
-        for name, value in request.answer_headers:
-            lines.append(name + b": " + value)
-            if name.lower() == b"content-length":
-                length = value
-        if length is not None:
-            request.left_bytes = int(length)
-        elif request.has_no_answer_body:
-            if body_bytes:  # of a HEAD: what a GET would have had
-                lines.append(b"content-length: %d" % body_bytes)
-        elif body_bytes is not None:
-            request.left_bytes = body_bytes
-            lines.append(b"content-length: %d" % body_bytes)
-        elif request.version == "1.1":
-            request.chunked = True
-            lines.append(b"transfer-encoding: chunked")
-        else:
-            request.keep_alive = False
-        if not request.complete or self._stopping:
-            request.keep_alive = False
-        if not request.keep_alive:
-            lines.append(b"connection: close")
-        elif request.version == "1.0":
-            lines.append(b"connection: keep-alive")
-        lines += (b"date: " + self._owner.date(), b"", b"")
-        return b"\r\n".join(lines)
-
     # ---- ends and limits ----
 
-    def _head_of_request(self) -> _Request:
+    def _head_of_request(self) -> Exchange:
         assert self._incoming is not None, "llhttp begins a message before its parts"
         return self._incoming
 
-    def _last_request(self) -> _Request:
+    def _last_request(self) -> Exchange:
         request = self._incoming or (self._waiting[-1] if self._waiting else self._current)
         assert request is not None
         return request
@@ -454,7 +403,7 @@ class HttpConnection(asyncio.Protocol):
     def _refuse(self, status: int, text: str) -> None:
         """Answer what never reaches the application, and end the connection."""
         transport = self._transport
-        if transport is None or self._refused:
+        if transport is None or self._refused or self._lingering:
             return
         self._refused = True
         if self._current is None or not self._current.head_sent:
@@ -468,18 +417,32 @@ class HttpConnection(asyncio.Protocol):
         self._linger()
 
     def _linger(self) -> None:
-        """Close so that a peer that is still sending can read its answer: our end first, theirs a little later."""
+        """Close so that a peer that is still sending can read its answer: our end first, theirs a little later.
+
+        TLS has no end of its own for each side: ours comes when the peer had time to read.
+        """
         transport = self._transport
         if transport is None or self._lingering:
             return
         self._lingering = True
-        self.deadline = self._loop.time() + self._owner.deadlines.linger_s
+        # Timers of its own: a connection beyond the cap is in no list of the listener's.
+        self.deadline = NEVER
+        self._linger_on(self._loop.time() + self._owner.deadlines.linger_s)
         if not transport.is_reading():
             transport.resume_reading()
         if transport.can_write_eof():
             transport.write_eof()
-        else:
-            transport.close()  # TLS says goodbye, and drops what still comes until the peer does
+
+    def _linger_on(self, until: float) -> None:
+        self._is_quiet = True
+
+        def look() -> None:
+            if self._is_quiet or self._loop.time() >= until:
+                self.end()
+            else:
+                self._linger_on(until)
+
+        self._loop.call_later(min(QUIET_S, self._owner.deadlines.linger_s), look)
 
     def _close(self, transport: asyncio.Transport) -> None:
         """Close after the last answer. TLS waits for the peer's own goodbye: not for ever."""

@@ -139,9 +139,9 @@ def covers(grant: Grant, method: str, path: str) -> bool:
     return _covers_method(grant, method) and grant.path == path
 
 
-def bundle_of(grant: Grant, method: str, path: str) -> str:
-    """The SHA-256 (hex) of the bundle that this request has to be a part of, '' if the grant is for none."""
-    of_bundle = grant.path.startswith(BUNDLES) and path.startswith(BLOBS) and _covers_method(grant, method)
+def bundle_of(grant: Grant, method: str) -> str:
+    """The SHA-256 (hex) of the bundle that a blob has to be a part of for this request, '' if the grant is for none."""
+    of_bundle = grant.path.startswith(BUNDLES) and _covers_method(grant, method)
     return grant.path.removeprefix(BUNDLES) if of_bundle else ""
 
 

@@ -81,7 +81,7 @@ class Listener:
             if idle is None:
                 return False
             del self._connections[idle]
-            idle.cut()
+            idle.end()
         self._connections[connection] = None
         self._empty.clear()
         if self._sweeping is None:
