@@ -135,7 +135,7 @@ def test_each_runner_and_its_bundle(tmp_path: Path) -> None:
     async def body(lab: Lab) -> None:
         await lab.join()
         files = {
-            "upper.sh": (0o755, b"#!/bin/sh\ncat data/add; cat | tr a-z A-Z; echo more > upper.sh; echo x > mine\n"),
+            "upper.sh": (0o755, b"#!/bin/sh\ncat data/add; cat | tr a-z A-Z; chmod u+w upper.sh; echo x > mine\n"),
             "data/add": (0o644, b"before "),
             "lines.sh": (0o755, b'#!/bin/sh\nwhile read -r line; do echo "$line $(cat data/add)"; done\n'),
             "mod.py": (
@@ -150,7 +150,7 @@ def test_each_runner_and_its_bundle(tmp_path: Path) -> None:
         lab.data.files[f"/tasks/{job}.1"] = b"x" * 100_000
         small, big = await lab.ended(lab.assign(job, [b"abc", large]))
         assert small.result == b"before ABC"
-        assert b"Read-only file system" in small.stderr or b"Permission denied" in small.stderr
+        assert b"Read-only file system" in small.stderr
         assert isinstance(big.result, Blob)
         assert big.result.size == 100_007
         rows = await lab.run(["./lines.sh"], [b"1", b"2", b"3"], runner="stream", **options)
@@ -165,6 +165,8 @@ def test_it_ends_as_elsewhere(tmp_path: Path) -> None:
     @in_lab
     async def body(lab: Lab) -> None:
         worker = await lab.join()
+        # From here on the spawn server serves in a thread in which no bubblewrap could mount anything.
+        await lab.run(["true"])
         options: dict[str, Any] = {"isolation": ["sandbox"], "network": False}
 
         async def ended(script: str, **rest: Any) -> tuple[str, int | None, int | None]:
