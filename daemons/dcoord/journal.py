@@ -106,12 +106,20 @@ class Journal:
             with journal_read.reading(self._connection, self._path, "reading"):
                 return self._restored()
 
-    def set_cluster(self, cluster: str) -> None:
-        """Remember the cluster's id: that of its authority, once there is one; JournalError if it cannot be written."""
-        if cluster != self._cluster:
-            with reported(self._path, "writing"):
-                self._connection.execute("UPDATE meta SET value = ? WHERE name = 'cluster'", (cluster,))
-            self._cluster = cluster
+    def forget(self, before: float) -> None:
+        """Forget whose certificates had ended by then (Unix seconds), and the tokens that had and gave none that is left.
+
+        On a full disk they stay: they harm nobody, and the next start tries again.
+        """
+        with (
+            reported(self._path, "writing"),
+            contextlib.suppress(apsw.FullError, apsw.IOError),
+            self._transaction(),
+        ):
+            self._connection.execute("DELETE FROM identities WHERE expires < ?", (before,))
+            self._connection.execute(
+                "DELETE FROM tokens WHERE expires < ? AND id NOT IN (SELECT token FROM identities)", (before,)
+            )
 
     def rows(self, job: int, after: int, bytes_max: int) -> tuple[list[bytes], int]:
         """A job's packed outcomes with serial > `after`, in order, and the last serial given (`after` if none).

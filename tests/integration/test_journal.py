@@ -139,15 +139,24 @@ def test_the_epoch_grows_and_the_cluster_stays(path: Path) -> None:
     assert re.fullmatch("[a-z2-7]{26}", cluster)
 
 
-def test_the_cluster_is_what_it_was_last_set_to(path: Path) -> None:
-    journal = Journal.open(path)
-    made_up = journal.restore().cluster
-    journal.set_cluster("a" * 26)
-    assert journal.restore().cluster == "a" * 26 != made_up
-    journal.close()
-    again = Journal.open(path)
-    assert again.restore().cluster == "a" * 26
-    again.close()
+def test_who_can_never_come_back_is_forgotten_and_nobody_else(journal: Journal) -> None:
+    def token(name: str, expires: float) -> TokenRecord:
+        return TokenRecord(name, b"h" * 32, "worker", 1.0, expires, None, 1, [])
+
+    def identity(name: str, token: str, expires: float, *, revoked: bool = False) -> IdentityRecord:
+        return IdentityRecord(name, "worker", name, token, [], 1.0, expires, revoked=revoked)
+
+    tokens = [token("ended", 99.0), token("ended-in-use", 99.0), token("good", 101.0)]
+    identities = [
+        identity("gone", "ended", 99.0),
+        identity("still-refused", "ended-in-use", 101.0, revoked=True),
+        identity("here", "", 101.0),
+    ]
+    journal.commit([*tokens, *identities])
+    journal.forget(100.0)
+    restored = journal.restore()
+    assert [one.id for one in restored.tokens] == ["ended-in-use", "good"]
+    assert [one.id for one in restored.identities] == ["here", "still-refused"]
 
 
 def test_a_job_number_of_a_dropped_or_unfinished_submission_is_not_used_again(path: Path) -> None:
