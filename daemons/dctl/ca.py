@@ -3,7 +3,7 @@
 import click
 
 from dctl import output
-from dctl.options import DurationType, connect, output_options
+from dctl.options import DurationType, ask_first, connect, output_options, yes_option
 from dctl.output import Mode, message
 
 OVERLAP_S = 30 * 86400.0
@@ -19,16 +19,21 @@ def authority() -> None:
     "--overlap",
     type=DurationType(),
     default=OVERLAP_S,
-    show_default="30 d",
-    help="How long tokens and images of the former one work on.",
+    help="How long tokens and images of the former one work on; 0s ends it at once.  [default: 30 d]",
 )
+@yes_option
 @output_options
-def rotate(overlap: float, mode: Mode = "text") -> None:
+def rotate(overlap: float, yes: bool, mode: Mode = "text") -> None:
     """Give the cluster a new authority, and so a new id. Nothing is interrupted.
 
     Who is connected gets a certificate of the new one at once, others when they connect next. What was made with the former
-    one, tokens and images too, works until the overlap ends. With -q the new id is printed.
+    one, tokens and images too, works until the overlap ends. Without an overlap it asks first. With -q the new id is printed.
     """
+    ask_first(
+        yes or overlap > 0,
+        "a rotation without an overlap",
+        "Without an overlap everybody on other machines is cut off and has to join again. Go on?",
+    )
     with connect() as client:
         document = client.admin.rotate_authority(overlap)
     if mode != "text":
@@ -42,7 +47,7 @@ def rotate(overlap: float, mode: Mode = "text") -> None:
             f"({output.until(last)}). Make new ones before: dctl token create worker"
         )
     else:
-        message("the new authority alone counts from now on: whoever has not renewed has to join again")
+        message("the new authority alone counts from now on: everybody on other machines has to join again")
 
 
 def _former(cluster: str, until: str) -> tuple[str, str]:

@@ -19,6 +19,7 @@ T = TypeVar("T")
 
 GAP: Final = "  "
 COLUMN_MIN: Final = 6
+COLUMN_FAIR: Final = 16
 _COLOURS: Final = {
     "done": "32",
     "running": "36",
@@ -38,12 +39,15 @@ _COLOURS: Final = {
 
 
 class Column(NamedTuple):
-    """A table's column. `shrinks`: cut short where the terminal is too narrow."""
+    """A table's column. `shrinks`: cut short where the terminal is too narrow. `spare`: left out there before anything is
+    cut to less than COLUMN_FAIR, the highest first; 0 never.
+    """
 
     title: str
     value: Callable[[Any], str]
     right: bool = False
     shrinks: bool = False
+    spare: int = 0
 
 
 def print_list(mode: Mode, rows: Sequence[T], identify: Callable[[T], str], columns: Sequence[Column]) -> None:
@@ -104,7 +108,11 @@ def table(rows: Sequence[T], columns: Sequence[Column]) -> str:
         max([_width(column.title), *(_width(line[place]) for line in cells)]) for place, column in enumerate(columns)
     ]
     if sys.stdout.isatty():
-        _shrink(widths, columns, shutil.get_terminal_size().columns)
+        room = shutil.get_terminal_size().columns
+        kept = _kept(widths, columns, room)
+        cells = [[line[place] for place in kept] for line in cells]
+        widths, columns = [widths[place] for place in kept], [columns[place] for place in kept]
+        _shrink(widths, columns, room)
     lines = [_line([column.title for column in columns], widths, columns, heading=True)]
     lines += [_line(line, widths, columns) for line in cells]
     return "".join(f"{line.rstrip()}\n" for line in lines)
@@ -172,9 +180,9 @@ def span(seconds: float | None) -> str:
         return f"{seconds} s"
     hours, minutes = divmod(minutes, 60)
     if not hours:
-        return f"{minutes} min {seconds} s"
+        return _two(minutes, "min", int(seconds), "s")
     days, hours = divmod(hours, 24)
-    return f"{days} d {hours} h" if days else f"{hours} h {minutes} min"
+    return _two(days, "d", hours, "h") if days else _two(hours, "h", minutes, "min")
 
 
 def size(count: int | None) -> str:
@@ -191,11 +199,27 @@ def size(count: int | None) -> str:
     return f"{amount / 1024:.1f} TiB"
 
 
+def _two(first: int, unit: str, second: int, its_unit: str) -> str:
+    return f"{first} {unit} {second} {its_unit}" if second else f"{first} {unit}"
+
+
 def _width(text: str) -> int:
     """Columns that a text takes on a terminal."""
     if text.isascii():
         return len(text)
     return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def _kept(widths: list[int], columns: Sequence[Column], room: int) -> list[int]:
+    """The places of the columns that there is room for, those that shrink having a fair part of it."""
+    fair = [min(width, COLUMN_FAIR) if column.shrinks else width for width, column in zip(widths, columns, strict=True)]
+    kept = list(range(len(columns)))
+    while sum(fair[place] for place in kept) + len(GAP) * (len(kept) - 1) > room:
+        spare = max(kept, key=lambda place: columns[place].spare)
+        if not columns[spare].spare:
+            break
+        kept.remove(spare)
+    return kept
 
 
 def _shrink(widths: list[int], columns: Sequence[Column], room: int) -> None:

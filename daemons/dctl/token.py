@@ -21,7 +21,7 @@ COLUMNS = (
     Column("USED", lambda token: str(token.used), right=True),
     Column("LEFT", lambda token: "any" if token.uses_left is None else str(token.uses_left), right=True),
     Column("EXPIRES", lambda token: output.until(token.expires)),
-    Column("LABELS", lambda token: " ".join(token.labels) or "-", shrinks=True),
+    Column("LABELS", lambda token: " ".join(token.labels) or "-", shrinks=True, spare=1),
 )
 
 
@@ -37,7 +37,7 @@ def token() -> None:
 )
 @click.argument("role", metavar="ROLE", type=click.Choice(ROLES))
 @click.option(
-    "--expires", type=DurationType(), default=DAY_S, show_default="24 h", help="How long it can be used: 1h, 30d."
+    "--expires", type=DurationType(), default=DAY_S, help="How long it can be used: 1h, 30d.  [default: 24 h]"
 )
 @click.option("--uses", type=click.IntRange(1), metavar="N", help="How often it can be used.  [default: any number]")
 @click.option("--label", "labels", metavar="L", multiple=True, help="A label for workers that join by it; repeatable.")
@@ -56,8 +56,8 @@ def create_token(role: str, expires: float, uses: int | None, labels: tuple[str,
     if mode == "text":
         times = "any number of times" if uses is None else "once" if uses == 1 else f"{uses} times"
         message(
-            f"it {FOR_WHOM[role]}; good for {output.span(expires)}, {times}. On the other machine: dctl join\n"
-            f"      To end it before: dctl token revoke {document.id}"
+            f"it {FOR_WHOM[role]}; good for {output.span(expires)}, {times}\n"
+            f"      on the other machine: dctl join;  to take it back: dctl token revoke {document.id}"
         )
 
 

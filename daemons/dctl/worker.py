@@ -13,13 +13,20 @@ COLUMNS = (
     Column("NAME", lambda worker: worker.name, shrinks=True),
     Column("STATE", lambda worker: worker.state),
     Column("RUNNING", lambda worker: f"{worker.running}/{worker.slots}", right=True),
-    Column("ARCH", lambda worker: worker.arch or "-", shrinks=True),
-    Column("MEMORY", lambda worker: output.size(worker.memory_bytes) if worker.memory_bytes else "-", right=True),
-    Column("ADDRESS", lambda worker: worker.address or "-", shrinks=True),
-    Column("SEEN", lambda worker: f"{output.span(worker.last_seen_s)} ago", right=True),
-    Column("WORKER", lambda worker: worker.worker, shrinks=True),
+    Column("ARCH", lambda worker: worker.arch or "-", shrinks=True, spare=3),
+    Column("MEMORY", lambda worker: output.size(worker.memory_bytes or None), right=True, spare=2),
+    Column("ADDRESS", lambda worker: worker.address or "-", shrinks=True, spare=4),
+    Column("SEEN", lambda worker: f"{output.span(worker.last_seen_s)} ago", right=True, spare=1),
+    Column("WORKER", lambda worker: worker.worker, shrinks=True, spare=5),
 )
-WORDS = Column("WORDS", lambda worker: worker.words or "-")
+WAITING = (
+    Column("NAME", lambda worker: worker.name, shrinks=True),
+    Column("STATE", lambda worker: worker.state),
+    # Not cut short: they are there to be compared.
+    Column("WORDS", lambda worker: worker.words or "-"),
+    Column("ADDRESS", lambda worker: worker.address or "-", shrinks=True, spare=2),
+    Column("WAITS", lambda worker: output.span(worker.last_seen_s), right=True, spare=1),
+)
 
 
 @click.group()
@@ -34,11 +41,13 @@ def list_workers(mode: Mode = "text") -> None:
     with connect() as client:
         workers = client.workers()
     waiting = [document for document in workers if document.state == "pending"]
-    # Beside the name, and not cut short: they are there to be compared.
-    columns = (*COLUMNS[:2], WORDS, *COLUMNS[2:]) if waiting else COLUMNS
-    output.print_list(mode, workers, lambda document: document.worker, columns)
-    if waiting and mode == "text":
-        message(f"{len(waiting)} pending; compare the words with those on the machine, then: dctl worker approve NAME")
+    if mode != "text" or not waiting:
+        output.print_list(mode, workers, lambda document: document.worker, COLUMNS)
+        return
+    if len(workers) > len(waiting):
+        output.write(output.table([one for one in workers if one.state != "pending"], COLUMNS) + "\n")
+    output.write(output.table(waiting, WAITING))
+    message("if a machine itself shows the same words, let it in: dctl worker approve NAME")
 
 
 @worker.command(
@@ -116,8 +125,8 @@ def _pending(client: Client, name: str, words: str | None) -> WorkerDocument:
     found = [one for one in waiting if name in (one.name, one.worker)]
     if not found:
         names = ", ".join(sorted({one.name for one in waiting})[:10])
-        hint = f"pending: {names}" if names else "none is"
-        raise UsageError(f"no worker {name!r} is pending; {hint}; see: dctl worker list")
+        hint = f"those that are: {names}" if names else "none at all is"
+        raise UsageError(f"no worker {name!r} is pending, {hint}; see: dctl worker list")
     if words is None:
         if len(found) > 1:
             raise UsageError(

@@ -38,6 +38,7 @@ def test_a_token_is_shown_once(cluster: Cluster) -> None:
     assert parse_token(text).role == "worker"
     assert text not in created.stderr.decode()
     assert b"good for 1 h 30 min, 2 times" in created.stderr
+    assert json.loads(dctl("token", "list", "--json").stdout)[-1]["id"] in created.stderr.decode()
     listed = dctl("token", "list").stdout.decode()
     assert text.split("-")[2] not in listed
     (line,) = [line for line in listed.splitlines() if "a b" in line]
@@ -62,6 +63,7 @@ def test_a_token_is_shown_once(cluster: Cluster) -> None:
         ("enrol", "open"),
         ("enrol", "open", "--for", "9999d"),
         ("ca", "rotate", "--overlap", "-1"),
+        ("ca", "rotate", "--overlap", "0s"),
         ("worker", "revoke", "nobody", "--yes"),
         ("worker", "remove", "nobody", "--yes"),
         ("worker", "approve", "nobody", "--yes"),
@@ -246,7 +248,7 @@ def test_a_pending_worker_is_let_in_once_the_words_are_compared(cluster: Cluster
     machine = PendingMachine(cluster, "compared")
     shown = dctl("worker", "list")
     assert machine.words[0] in shown.stdout.decode()
-    assert b"1 pending" in shown.stderr
+    assert b"dctl worker approve NAME" in shown.stderr
     (listed,) = [one for one in json.loads(dctl("worker", "list", "--json").stdout) if one["name"] == "compared"]
     assert (listed["state"], listed["words"]) == ("pending", machine.words[0])
     assert b"needs --yes" in dctl("worker", "approve", "compared", code=2).stderr
@@ -259,7 +261,7 @@ def test_a_pending_worker_is_let_in_once_the_words_are_compared(cluster: Cluster
     terminal.type("y\n")
     assert terminal.end() == 0
     assert machine.identity().role == "worker"
-    assert b"none is" in dctl("worker", "approve", "compared", code=2).stderr
+    assert b"is pending" in dctl("worker", "approve", "compared", code=2).stderr
 
 
 @pytest.mark.parametrize("how", [["--yes"], ["--words"]], ids=["yes", "words"])

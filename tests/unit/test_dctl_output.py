@@ -70,6 +70,21 @@ def test_no_control_character_reaches_the_terminal(text: str) -> None:
     assert output.table([(text, text, text)], COLUMNS).count("\n") == 2
 
 
+def test_a_narrow_table_leaves_out_what_matters_least(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    columns = [
+        Column("NAME", lambda row: row, shrinks=True),
+        Column("MINOR", lambda row: row, shrinks=True, spare=1),
+        Column("LEAST", lambda row: row, spare=2),
+    ]
+    for room, titles in ((70, "NAME MINOR LEAST"), (40, "NAME MINOR"), (30, "NAME"), (10, "NAME")):
+        monkeypatch.setenv("COLUMNS", str(room))
+        monkeypatch.setenv("NO_COLOR", "1")
+        shown = output.table(["twenty-two-characters!"], columns).splitlines()
+        assert shown[0].split() == titles.split()
+        assert max(len(line) for line in shown) <= room
+
+
 def test_wide_characters_take_two_columns() -> None:
     lines = output.table([("1", "漢字", "x"), ("2", "ab", "y")], COLUMNS).splitlines()
     assert lines[1].index("x") + 2 == lines[2].index("y")
@@ -82,7 +97,10 @@ def test_wide_characters_take_two_columns() -> None:
         (0.04, "0.0 s"),
         (9.94, "9.9 s"),
         (59.4, "59 s"),
-        (59.6, "1 min 0 s"),
+        (59.6, "1 min"),
+        (61, "1 min 1 s"),
+        (7200, "2 h"),
+        (86400, "1 d"),
         (3723, "1 h 2 min"),
         (90000, "1 d 1 h"),
     ],
