@@ -20,8 +20,11 @@ from dcoord import local_peers
 from dcoord.blobs import BlobStore
 from dcoord.core.events import Events, Gone, Received
 from dcoord.core.rights import GUEST, Principal
+from dcoord.crowd import Crowd
 from dcoord.door import Door
+from dcoord.refusals import Refusals
 from districomp import clock, tls, wire
+from districomp.addresses import address_group
 from districomp.errors import ConfigError, TrustError
 from districomp.messages import (
     AnyMessage,
@@ -44,10 +47,10 @@ log = logging.getLogger(__name__)
 
 INBOX_EVENTS_MAX = 2048
 """Connections that add to a longer inbox are not read until it has been emptied."""
-UNGREETED_MAX = 1024
-"""Connections that have not said who they are; a further one takes the place of the oldest."""
-
-
+UNPROVEN_MAX = 1024
+UNPROVEN_PER_ADDRESS_MAX = 256
+"""Connections, of all and of one address, that have not said what they want, or are nobody known and have not asked to be;
+a further one takes the place of the oldest (of the largest crowd). Who has a certificate is a crowd of its own."""
 GUEST_MESSAGES_MAX = 8
 """What a peer without a certificate may say at once; it gains one a second."""
 ENTROPY_BYTES = 16
@@ -114,7 +117,8 @@ class Listener:
         self._principals: dict[int, Principal] = {}
         self._guests: dict[int, _Budget] = {}
         self._greeted: dict[int, AnyMessage] = {}
-        self._ungreeted: dict[int, Connection] = {}
+        self._unproven: Crowd[Connection] = Crowd()
+        self._refusals = Refusals("the coordinator")
         self._last_peer = 0
         self._doors: list[Door] = []
         self._servers: list[asyncio.Server] = []
@@ -163,10 +167,19 @@ class Listener:
         self._doors.clear()
         self._servers.clear()
 
+    def refuse(self, connection: Connection, code: str, text: str) -> None:
+        """Close a connection because of what its peer is or does, and log that, not more often than is useful."""
+        self._fault(connection, text)
+        connection.close(code, text)
+
     def close_all(self, code: str, text: str) -> None:
         """Say Goodbye to everybody."""
         for connection in list(self.connections.values()):
             connection.close(code, text)
+
+    def is_member(self, connection: Connection) -> bool:
+        """Whether this is a worker or a client. A guest gets the answer that it waits for, and nothing else."""
+        return isinstance(self._greeted.get(connection.peer), HelloWorker | HelloClient)
 
     def is_web(self, connection: Connection) -> bool:
         """Whether this is dcoord-web."""
@@ -183,37 +196,37 @@ class Listener:
         self._last_peer += 1
         connection.peer = self._last_peer
         self.connections[connection.peer] = connection
-        if len(self._ungreeted) >= UNGREETED_MAX:
-            oldest = self._ungreeted.pop(next(iter(self._ungreeted)))
-            oldest.close("protocol", "too many connections wait to say who they are")
-        self._ungreeted[connection.peer] = connection
         principal = self._prove(connection)
         if principal is None:
-            connection.close("not_allowed", _NOT_LOCAL if connection.is_local else _NO_HOLDER)
-        else:
-            self._principals[connection.peer] = principal
-            if principal is GUEST:
-                self._guests[connection.peer] = _Budget()
+            self.refuse(connection, "not_allowed", _NOT_LOCAL if connection.is_local else _NO_HOLDER)
+            return
+        self._principals[connection.peer] = principal
+        if principal is GUEST:
+            self._guests[connection.peer] = _Budget()
+        if not connection.is_local:
+            self._watch_unproven(connection, principal.identity or address_group(connection.host))
 
     def received(self, connection: Connection, messages: list[AnyMessage], at: float) -> None:
         """Messages of a peer; the first must be a greeting, and there is one only."""
         peer = connection.peer
         budget = self._guests.get(peer)
         if budget is not None and not budget.spend(len(messages)):
-            connection.close("protocol", "too many messages for somebody without a certificate")
+            self.refuse(connection, "protocol", "too many messages for somebody without a certificate")
             return
         for message in messages:
             is_hello = isinstance(message, HelloWorker | HelloClient | HelloWeb | HelloGuest)
             if is_hello == (peer in self._greeted) or (isinstance(message, HelloWeb) and not connection.is_local):
                 if isinstance(message, Goodbye):
                     return
-                log.warning("%s: %s is not what comes now; closing", connection.address, type(message).__name__)
+                self._fault(connection, f"{type(message).__name__} is not what comes now")
                 connection.close("protocol", "the first message says who is there, once: a Hello")
                 return
             if is_hello:
                 self._greet(connection, message)
             elif isinstance(message, Enrol):
+                # It is answered, or pending: of those the core has a limit.
                 connection.give_time()
+                self._unproven.discard(connection)
             self._inbox.put(self._event(connection, message, at))
         self._inbox.hold_back(connection)
 
@@ -221,7 +234,7 @@ class Listener:
         """A connection is gone."""
         peer = connection.peer
         self.connections.pop(peer, None)
-        self._ungreeted.pop(peer, None)
+        self._unproven.discard(connection)
         self._principals.pop(peer, None)
         self._guests.pop(peer, None)
         hello = self._greeted.pop(peer, None)
@@ -250,7 +263,6 @@ class Listener:
         """The peer says what it is; who it is was proved before."""
         peer = connection.peer
         self._greeted[peer] = hello
-        self._ungreeted.pop(peer, None)
         principal = self._principals[peer]
         if isinstance(hello, HelloWeb) and principal.role == "admin":
             # A child of ours, under our own user.
@@ -260,6 +272,7 @@ class Listener:
             self._guests.pop(peer, None)
         self._principals[peer] = principal
         if principal is not GUEST:
+            self._unproven.discard(connection)
             connection.greeted()
         log.debug("%s: %s, %s", connection.address, type(hello).__name__, principal.role)
 
@@ -284,7 +297,27 @@ class Listener:
     # ---- inside ----
 
     def _accept(self) -> Connection:
-        return Connection(self, accepting=True)
+        return Connection(self, accepting=True, on_fault=self._fault)
+
+    def _watch_unproven(self, connection: Connection, group: str) -> None:
+        oldest: Connection | None = None
+        if self._unproven.count(group) >= UNPROVEN_PER_ADDRESS_MAX:
+            oldest = self._unproven.oldest_of(group)
+        elif len(self._unproven) >= UNPROVEN_MAX:
+            oldest = self._unproven.oldest()
+        if oldest is not None:
+            self._unproven.discard(oldest)
+            self._fault(oldest, "too many connections wait to say who they are")
+            oldest.cut("too many connections wait to say who they are")
+        self._unproven.add(group, connection)
+
+    def _fault(self, connection: Connection, text: str) -> None:
+        """Log what is wrong with a peer."""
+        if connection.is_local:
+            log.warning("%s: %s; closing its connection", connection.address, text)
+            return
+        principal = self._principals.get(connection.peer, GUEST)
+        self._refusals.add(principal.identity or address_group(connection.host), f"{connection.address}: {text}")
 
     def _missing_blob(self, message: Submit | Items) -> tuple[str, str] | None:
         """A submission's payload that was announced but never uploaded, as a refusal."""

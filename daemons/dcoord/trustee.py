@@ -21,6 +21,7 @@ from districomp.tokens import cluster_id
 if TYPE_CHECKING:
     from dcoord.authority import Authority
     from dcoord.listener import Listener
+    from districomp.stream import Connection
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +79,7 @@ class Trustee:
         except DistricompError as error:
             log.error("no certificate for %s (%s): %s", effect.name, connection.address, error)
             connection.send(Refused(effect.request, "bad_request", str(error)))
+            self._end_guest(connection)
             return
         log.info("certificate for %s %s (%s) at %s", effect.role, effect.name, effect.identity, connection.address)
         certificate, chain, _expires, renew_s = issued
@@ -85,6 +87,9 @@ class Trustee:
         connection.send(
             Enrolled(effect.request, effect.role, effect.identity, certificate, chain, authorities, renew_s)
         )
+        self._end_guest(connection)
+
+    def _end_guest(self, connection: "Connection") -> None:
         if connection.certificate is None:
             asyncio.get_running_loop().call_later(GUEST_ENDS_S, connection.close)
 

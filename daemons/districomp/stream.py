@@ -8,6 +8,7 @@ import asyncio
 import logging
 import socket
 import struct
+from collections.abc import Callable
 from typing import Any, Final, Protocol, cast
 
 from districomp import clock, wire
@@ -41,9 +42,18 @@ class Handler(Protocol):
 
 
 class Connection(asyncio.Protocol):
-    """A framed connection. The accepting side calls `greeted()` once it has accepted the first message."""
+    """A framed connection. The accepting side calls `greeted()` once it has accepted the first message.
 
-    def __init__(self, handler: Handler, *, accepting: bool = False) -> None:
+    `on_fault` is told what is wrong with the peer before it is cut off for that; without it the log is.
+    """
+
+    def __init__(
+        self,
+        handler: Handler,
+        *,
+        accepting: bool = False,
+        on_fault: "Callable[[Connection, str], None] | None" = None,
+    ) -> None:
         self.peer = 0
         """A number of the owner's, for its tables."""
         self.address = ""
@@ -53,6 +63,7 @@ class Connection(asyncio.Protocol):
         self.host = ""
         """The host at which the other side was reached, '' for a Unix socket."""
         self._handler = handler
+        self._on_fault = on_fault
         self._accepting = accepting
         self._decoder = wire.Decoder()
         self._transport: asyncio.Transport | None = None
@@ -85,7 +96,7 @@ class Connection(asyncio.Protocol):
         try:
             messages = self._decoder.receive(data)
         except RemoteProtocolError as error:
-            log.warning("%s: %s; closing its connection", self.address, error)
+            self._fault(str(error))
             self.close("protocol", str(error))
             return
         if messages and not self.is_closing:
@@ -176,11 +187,22 @@ class Connection(asyncio.Protocol):
         self._cancel_deadline()
         self._deadline = asyncio.get_running_loop().call_later(CLOSE_S, transport.abort)
 
-    def _abort(self, reason: str) -> None:
+    def cut(self, reason: str) -> None:
+        """End the connection now, without a word."""
         if self._transport is not None:
-            log.warning("%s %s; closing its connection", self.address, reason)
             self._reason = reason
             self._transport.abort()
+
+    def _abort(self, reason: str) -> None:
+        if self._transport is not None:
+            self._fault(reason)
+            self.cut(reason)
+
+    def _fault(self, reason: str) -> None:
+        if self._on_fault is not None:
+            self._on_fault(self, reason)
+        else:
+            log.warning("%s: %s; closing its connection", self.address, reason)
 
     def _cancel_deadline(self) -> None:
         if self._deadline is not None:

@@ -11,6 +11,8 @@ import msgspec
 from districomp.errors import LocalProtocolError, RemoteProtocolError
 from districomp.messages import FRAME_BYTES_MAX, GREETING_BYTES_MAX, AnyMessage, Message
 
+GREETING_MESSAGES_MAX = 64
+"""What is decoded at once of somebody who has not said who it is: 256 KiB of the smallest would take 20 ms."""
 _LENGTH = struct.Struct(">I")
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessage)
@@ -37,10 +39,12 @@ class Decoder:
     def __init__(self) -> None:
         self._buffer = bytearray()
         self._frame_bytes_max = GREETING_BYTES_MAX
+        self._messages_max: int | None = GREETING_MESSAGES_MAX
 
     def greeted(self) -> None:
-        """The peer said who it is: frames of the full size are accepted from now on."""
+        """The peer said who it is: frames of the full size are accepted from now on, and any number of them."""
         self._frame_bytes_max = FRAME_BYTES_MAX
+        self._messages_max = None
 
     @property
     def pending_bytes(self) -> int:
@@ -65,6 +69,10 @@ class Decoder:
                     raise RemoteProtocolError(f"a frame of {size} bytes is announced, {self._frame_bytes_max} allowed")
                 if end - start - 4 < size:
                     break
+                if len(messages) == self._messages_max:
+                    raise RemoteProtocolError(
+                        f"more than {self._messages_max} messages came at once before the greeting"
+                    )
                 messages.append(_decode(view[start + 4 : start + 4 + size]))
                 start += 4 + size
         finally:
