@@ -18,8 +18,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-MACHINE: Final = ("bubblewrap", "dbus", "iproute2", "python3", "systemd", "systemd-sysv")
-"""A machine that boots systemd, and what the packages of this project depend on."""
+MACHINE: Final = ("bubblewrap", "dbus", "iproute2", "procps", "python3", "systemd", "systemd-sysv")
+"""A machine that boots systemd, what the packages of this project depend on, and what shows processes."""
 
 _UNWANTED: Final = ("doc", "info", "lintian", "locale", "man")
 _RECIPE: Final = 1

@@ -7,10 +7,12 @@ with the package index that it is set up for. Standard library only.
 """
 
 import argparse
+import gzip
 import hashlib
 import os
 import re
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -208,7 +210,7 @@ def _install_completion(build: Build, tree: Path) -> None:
 
 
 def _install_files(listing: Path, tree: Path) -> None:
-    """What a package's `files` says: `SOURCE TARGET`, `TARGET -> LINK` or `FOLDER/`, with '#' for comments."""
+    """What a package's `files` says: `SOURCE TARGET`, `TARGET -> LINK` or `FOLDER/`; `.gz` compresses, '#' comments."""
     for line in listing.read_text().splitlines():
         words = line.split()
         if not words or words[0].startswith("#"):
@@ -220,9 +222,10 @@ def _install_files(listing: Path, tree: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         if "->" in words:
             target.symlink_to(words[2])
+        elif target.suffix == ".gz":
+            target.write_bytes(gzip.compress((ROOT / words[0]).read_bytes(), mtime=0))
         else:
             shutil.copy(ROOT / words[0], target)
-            target.chmod(0o755 if os.access(ROOT / words[0], os.X_OK) else 0o644)
 
 
 def _pack(build: Build, name: str, tree: Path, output: Path) -> Path:
@@ -243,8 +246,9 @@ def _pack(build: Build, name: str, tree: Path, output: Path) -> Path:
     kilobytes = sum(-(-path.lstat().st_size // 1024) if path.is_file() else 1 for path in paths)
     (control / "control").write_text(_control(build, (source / "control").read_text(), kilobytes))
     for path in [tree, *tree.rglob("*")]:
-        if path.is_dir():
-            path.chmod(0o755)
+        if not path.is_symlink():
+            # Nothing of the builder's umask.
+            path.chmod(0o755 if path.is_dir() or path.stat().st_mode & stat.S_IXUSR else 0o644)
         os.utime(path, (build.epoch, build.epoch), follow_symlinks=False)
     architecture = re.search(r"^Architecture: (\w+)$", (control / "control").read_text(), re.MULTILINE)
     assert architecture is not None, f"{source}/control names no architecture"

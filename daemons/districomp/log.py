@@ -32,6 +32,12 @@ def setup(program: str, level: str = "info") -> None:
     root.setLevel(level.upper())
 
 
+def tell_error(text: str) -> None:
+    """For a person, who may read several lines with carets in them: without the log's prefix, but for the journal's."""
+    prefix = f"<{_priority(logging.ERROR)}>" if _is_journal() else ""
+    sys.stderr.write("".join(f"{prefix}{line}\n" for line in text.splitlines()))
+
+
 class LineFormatter(logging.Formatter):
     """For a terminal or a file: `12:30:59 dcoord: warning: text`; a traceback follows on lines of its own."""
 

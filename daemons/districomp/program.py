@@ -10,6 +10,7 @@ import sys
 from collections.abc import Coroutine, Iterator
 from typing import Any
 
+from districomp import log as logging_form
 from districomp.errors import ConfigError, DistricompError
 
 
@@ -29,8 +30,7 @@ def exits(log: logging.Logger) -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        # For a person, who may read several lines with carets in them: without the log's prefix.
-        sys.stderr.write(f"{error}\n")
+        logging_form.tell_error(str(error))
         sys.exit(error.exit_code)
     except DistricompError as error:
         log.error("%s", error)

@@ -1,13 +1,14 @@
 """Machines that boot a real systemd: a Debian root under systemd-nspawn, everything written to it forgotten in the end.
 
 Owns the root (built once, see `scripts/debian_root.py`), starting, running commands inside, stopping. The machine has
-a network of its own with loopback alone. Needs root, systemd-container and mmdebstrap.
+a network of its own with loopback alone, and a control group of its own, so that nothing of it outlives a test.
+Needs root, systemd-container and mmdebstrap.
 """
 
 import contextlib
 import os
-import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Final
 from scripts.debian_root import debian_root
 
 BOOT_S: Final = 60.0
+STOP_S: Final = 20.0
 COMMAND_S: Final = 60.0
 _POLL_S: Final = 0.05
 _ENVIRONMENT: Final = ("env", "-i", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8",
@@ -38,6 +40,7 @@ class Machine:
             text=True,
             stdin=subprocess.DEVNULL,
             timeout=COMMAND_S,
+            errors="replace",
         )
         assert not check or done.returncode == 0, f"{command} ended with {done.returncode}:\n{done.stdout}{done.stderr}"
         return done
@@ -70,24 +73,70 @@ def machine(
     root = debian_root(packages)
     command = ["systemd-nspawn", "--quiet", f"--directory={root}", f"--machine={name}", f"--hostname={name}"]
     command += ["--volatile=overlay", "--register=no", "--keep-unit", "--private-network", "--console=pipe"]
+    # Which systemd-nspawn would keep from the machine, unlike a real one: Landlock.
+    command += ["--system-call-filter=landlock_create_ruleset landlock_add_rule landlock_restrict_self"]
     command += [f"--bind-ro={folder}:{inside}" for folder, inside in binds]
     # No locking: several machines may use one root, which none of them writes to.
     environment = {**os.environ, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1", "SYSTEMD_NSPAWN_LOCK": "0"}
-    with subprocess.Popen(
-        [*command, *options, "--boot"],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env=environment,
-    ) as nspawn:
+    with (
+        _control_group(name) as group,
+        subprocess.Popen(
+            # Killed with us, however we end; in its group before it starts, because it makes that the machine's root.
+            [
+                "setpriv",
+                "--pdeathsig=KILL",
+                "sh",
+                "-c",
+                'echo $$ > "$0" && exec "$@"',
+                f"{group}/cgroup.procs",
+                *command,
+                *options,
+                "--boot",
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=environment,
+        ) as nspawn,
+    ):
         try:
-            yield _booted(nspawn)
-        finally:
-            nspawn.send_signal(signal.SIGTERM)
+            booted = _booted(nspawn)
             try:
-                nspawn.wait(10)
-            except subprocess.TimeoutExpired:
-                nspawn.kill()
+                yield booted
+            except BaseException:
+                print(booted.run("journalctl", "--no-pager", "--lines=60", check=False).stdout)
+                raise
+        finally:
+            (group / "cgroup.kill").write_text("1")
+
+
+@contextlib.contextmanager
+def _control_group(name: str) -> Iterator[Path]:
+    """A new group of version 2, which need not have controllers; killed and removed in the end."""
+    with contextlib.ExitStack() as stack:
+        mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
+        folder = next((Path(words[1]) for words in mounts if words[2] == "cgroup2"), None)
+        if folder is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            subprocess.run(["mount", "-t", "cgroup2", "none", str(folder)], check=True)
+            stack.callback(subprocess.run, ["umount", str(folder)], check=True)
+        group = Path(tempfile.mkdtemp(prefix=f"districomp-{name}-", dir=folder))
+        try:
+            yield group
+        finally:
+            (group / "cgroup.kill").write_text("1")
+            _remove(group)
+
+
+def _remove(group: Path) -> None:
+    """Remove a group with all below it, as soon as the last process of it is gone."""
+    end = time.monotonic() + STOP_S
+    while "populated 1" in (group / "cgroup.events").read_text():
+        assert time.monotonic() < end, f"{group} cannot be emptied"
+        time.sleep(_POLL_S)
+    for folder in sorted((path for path in group.rglob("*") if path.is_dir()), reverse=True):
+        folder.rmdir()
+    group.rmdir()
 
 
 def _booted(nspawn: "subprocess.Popen[bytes]") -> Machine:
