@@ -310,6 +310,27 @@ def test_what_older_rulesets_have_started_lives_on_and_ends_as_ever(tmp_path: Pa
     guarded(state, test)
 
 
+def test_hundreds_while_folders_come_and_go(tmp_path: Path) -> None:
+    """Nearly every start is by a thread of its own."""
+    state, work = lay_out(tmp_path)
+
+    async def test(starter: Starter) -> None:
+        keys = range(300)
+        for key in keys:
+            (tmp_path / f"new{key % 7}").mkdir()
+            starter.start(key, ["sh", "-c", f"sleep 0.0{key % 5}; echo {key}"], folder=str(work))
+            (tmp_path / f"new{key % 7}").rmdir()
+            if key % 50 == 49:
+                await starter.ended(*range(key - 49, key + 1))
+        for key in keys:
+            assert (code(starter.ends[key]), starter.output(key)) == (0, b"%d\n" % key)
+        assert isinstance(starter.spawner, SpawnServer)
+        server = starter.spawner.pid
+        await until(lambda: len(threads_of(server)) == 2)
+
+    guarded(state, test)
+
+
 def test_a_new_server_is_guarded_too(tmp_path: Path) -> None:
     state, work = lay_out(tmp_path)
     key = state / "identity/key"
