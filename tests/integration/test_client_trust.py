@@ -85,18 +85,26 @@ def test_another_coordinator_at_the_address_gets_nothing(joined: TrustLab, tmp_p
         assert (rogue.received, rogue.peers) == ([], [])
 
 
-def test_the_name_counts_beside_the_authority(joined: TrustLab, state: Path) -> None:
-    """A certificate of the right authority for another name: a worker's, say, used by a rogue."""
-    keep(state, replace(kept(state), authorities=[*joined.authority.authorities]))
+def test_the_name_counts_beside_the_authority(lab: TrustLab, tmp_path: Path, state: Path) -> None:
+    """An authority that is believed may speak for its own cluster alone."""
+    with trusted(tmp_path / "other") as other:
+        believed = [*other.authority.authorities, *lab.authority.authorities]
+        keep(state, replace(other.identity(), authorities=believed))
+        with pytest.raises(TrustError, match=tls.server_name(other.cluster)):
+            status_of(lab.address)
+        assert lab.received == []
+        assert status_of(other.address).name == "lab"
+
+
+def test_a_worker_cannot_pose_as_the_coordinator(joined: TrustLab) -> None:
     worker = joined.identity("worker")
     context = tls.server_context(worker.certificate, worker.key, joined.authority.authorities)
     listener = socket.create_server(("127.0.0.1", 0))
 
     def serve() -> None:
         connection, _ = listener.accept()
-        with connection, pytest.raises((OSError, EOFError)):
+        with connection, pytest.raises(OSError, match="alert"):
             context.wrap_socket(connection, server_side=True).recv(1)
-            raise EOFError
 
     serving = in_background(serve)
     try:
