@@ -153,8 +153,12 @@ class Trust:
             log.error("%s; what changed is lost when this worker ends", error)
             kept = True
         if kept:
-            self._identity, self._stamp = identity, self._folder.stamp()
-            self._seen = self._stamps()
+            self._written(identity)
+
+    def _written(self, identity: Identity) -> None:
+        """We have written this ourselves: it is no news. What else has changed meanwhile is."""
+        self._identity, self._stamp = identity, self._folder.stamp()
+        self._seen = (self._stamp, *self._seen[1:])
 
     async def watch(self) -> None:
         """Look for changes, for ever."""
@@ -217,9 +221,8 @@ class Trust:
                 await asyncio.to_thread(self._folder.save, identity)
             except ConfigError as error:
                 log.error("%s; this worker has to join again when it is started again", error)
-            self._identity, self._stamp = identity, self._folder.stamp()
+            self._written(identity)
             self._doubt, self._failures, self._said = "", 0, {}
-            self._seen = self._stamps()
         how = {"token": "a join token", "local": "the control socket", "person": "a person's approval"}
         log.info("enrolled in %s (%s) by %s", identity.name, identity.cluster, how[identity.source])
         systemd.status(f"enrolled in {identity.name}")

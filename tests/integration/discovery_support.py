@@ -4,7 +4,7 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 
 from districomp.discovery import Browser, Found
@@ -13,9 +13,12 @@ LOOPBACK = ["127.0.0.1"]
 
 
 @contextmanager
-def advertising(cluster: str, port: int, name: str = "lab") -> Iterator[subprocess.Popen[str]]:
+def advertising(
+    cluster: str, port: int, name: str = "lab", former: Sequence[str] = (), address: str = "127.0.0.1"
+) -> Iterator[subprocess.Popen[str]]:
     """A `python -m dcoord.advertise` that has announced itself."""
-    what = {"cluster": cluster, "name": name, "address": "127.0.0.1", "port": port, "interfaces": LOOPBACK}
+    what = {"cluster": cluster, "name": name, "address": address, "port": port, "interfaces": LOOPBACK}
+    what["former"] = list(former)
     with subprocess.Popen(
         [sys.executable, "-m", "dcoord.advertise"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:

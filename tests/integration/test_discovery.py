@@ -59,6 +59,40 @@ def test_browsers_that_start_in_the_same_second_are_all_answered_at_once(cluster
         assert max(asyncio.run(scenario())) < 0.9
 
 
+def test_a_cluster_is_found_by_each_id_that_it_still_has(cluster: str) -> None:
+    """During a rotation's overlap images and tokens name the former one."""
+
+    async def scenario() -> dict[str, Found]:
+        async with browsing() as news:
+            return await news.until(lambda known: {cluster, cluster + "b", cluster + "c"} <= known.keys())
+
+    with advertising(cluster, 40012, former=[cluster + "b", cluster + "c"]):
+        known = asyncio.run(scenario())
+    assert {known[one].addresses[0] for one in (cluster, cluster + "b", cluster + "c")} == {("127.0.0.1", 40012)}
+
+
+def test_all_ids_say_goodbye_together(cluster: str) -> None:
+    async def scenario() -> None:
+        async with browsing() as news:
+            with advertising(cluster, 40013, former=[cluster + "b"]) as process:
+                await news.until(lambda known: {cluster, cluster + "b"} <= known.keys())
+                assert process.stdin is not None
+                process.stdin.close()
+                await news.until(lambda known: not {cluster, cluster + "b"} & known.keys())
+                assert await asyncio.to_thread(process.wait, 10) == 0
+
+    asyncio.run(scenario())
+
+
+def test_who_listens_everywhere_is_found_at_an_address_of_the_interface(cluster: str) -> None:
+    async def scenario() -> Found:
+        async with browsing() as news:
+            return (await news.until(lambda known: cluster in known))[cluster]
+
+    with advertising(cluster, 40014, address="::"):
+        assert asyncio.run(scenario()).addresses == [("127.0.0.1", 40014)]
+
+
 def test_an_interface_can_be_named(cluster: str) -> None:
     async def scenario() -> None:
         async with browsing(["lo"]) as news:

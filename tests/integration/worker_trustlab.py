@@ -33,9 +33,11 @@ from districomp.messages import (
 )
 from districomp.stream import Connection
 from districomp.tokens import JoinToken, authority_hash, format_token, pairing_words
-from tests.integration.workerlab import DataPort, Lab, in_lab_of
+from tests.integration.workerlab import DataPort, Lab, Worker, in_lab_of
 
 LOOPBACK = ["127.0.0.1"]
+QUIET_S = 1.5
+"""So long nothing may happen that must not; what may happen does within a tenth of it."""
 
 
 class TrustLab(Lab):
@@ -51,6 +53,8 @@ class TrustLab(Lab):
         self.token = JoinToken("worker", authority_hash(self.authority.authorities[0]), secrets.token_bytes(16))
         self.refuse: tuple[str, str] | None = None
         self.pending: dict[Connection, tuple[Enrol, str]] | None = None
+        self.revoked = False
+        """Whether workers that have a certificate are sent away."""
         self.renew_s = 0.0
         self.serials: list[str] = []
         """Of the certificate of each worker that greeted."""
@@ -71,6 +75,9 @@ class TrustLab(Lab):
         for message in messages:
             if isinstance(message, HelloWorker) and connection.certificate is not None:
                 self.serials.append(connection.certificate["serialNumber"])
+                if self.revoked:
+                    self.greet = False
+                    connection.close("revoked", "your certificate was revoked")
             elif isinstance(message, HelloGuest):
                 self.guests.append(connection)
                 authorities = self.authority.authorities if self.claims is None else self.claims
@@ -137,6 +144,10 @@ class TrustLab(Lab):
         if self.connection is not None:
             self.connection.close()
         await self.until(lambda: self.connection is None)
+
+    async def says(self, worker: Worker, words: str) -> None:
+        """Wait until the worker has logged it."""
+        await self.until(lambda: words in worker.log_text())
 
     def rotate(self) -> None:
         """A new authority; nobody is told."""

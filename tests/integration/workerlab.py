@@ -340,6 +340,8 @@ class Lab:
             "DISTRICOMP_RUNTIME_DIR": str(folder / "run"),
             "SECRET": "of the daemon",
         }
+        if "PYTHONPATH" in os.environ:  # another copy of the code is being tested
+            env["PYTHONPATH"] = os.environ["PYTHONPATH"]
         # A mutant is imported from where it lies, by the worker too.
         env |= {name: value for name, value in os.environ.items() if name == "PYTHONPATH"}
         given = ["--coordinator", f"127.0.0.1:{self.port}"] if coordinator else []
