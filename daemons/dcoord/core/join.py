@@ -114,7 +114,7 @@ def _adopt(core: "Core", job: Job | None, token: int, index: int, attempt: int) 
         return None
     if not 0 <= index < job.record.count:
         raise RemoteProtocolError(f"Inventory: job {job.id} has no task {index}")
-    if job.states[index] != QUEUED:
+    if job.states[index] != QUEUED or index >= job.leased_before:
         return None
     job.move(index, RUNNING)
     job.doubt.pop(index, None)

@@ -138,7 +138,7 @@ def _claim(core: "Core", worker: Worker, job: Job, message: Reports) -> list[boo
 def _is_still_valid(core: "Core", job: Job, message: Reports, place: int) -> bool:
     """A report whose lease its worker does not hold: is it of before a restart, and still wanted?"""
     index = message.indexes[place]
-    if message.leases[place] >= core.fence or job.states[index] != QUEUED:
+    if message.leases[place] >= core.fence or job.states[index] != QUEUED or index >= job.leased_before:
         return False
     reason = message.reasons[place] if message.reasons else "done"
     if reason != "done":
