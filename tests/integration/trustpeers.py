@@ -4,6 +4,7 @@ They speak the protocol over real TLS and keep to no rule of it that a test want
 """
 
 import contextlib
+import itertools
 import json
 import socket
 import ssl
@@ -41,8 +42,9 @@ from districomp.messages import (
     Welcome,
 )
 from districomp.taskdef import Definition, encode_definition
-from districomp.tokens import parse_token
+from districomp.tokens import cluster_id, parse_token
 from tests.integration.daemonlab import Peer
+from tests.integration.weblab import SecureConnection
 
 M = TypeVar("M")
 Where = tuple[str, int]
@@ -240,9 +242,9 @@ def context_of(identity: Identity) -> ssl.SSLContext:
     return tls.client_context(identity.authorities, identity.certificate, identity.key)
 
 
-def call(site: Site, identity: Identity, *, name: str = "") -> TlsPeer:
+def call(site: Site, identity: Identity, *, source: str = "") -> TlsPeer:
     """A connection that shows this certificate, and has said nothing."""
-    return TlsPeer(site.control, context_of(identity), name or tls.server_name(identity.cluster))
+    return TlsPeer(site.control, context_of(identity), tls.server_name(identity.cluster), source=source)
 
 
 def hello(worker: str, slots: int = 1, process: int = 1) -> HelloWorker:
@@ -269,13 +271,27 @@ def client(site: Site, identity: Identity) -> TlsPeer:
     return peer
 
 
-def alert_of(peer: TlsPeer) -> str:
-    """Why the server ended the handshake; '' if it did not. With TLS 1.3 that is heard when something is read."""
-    try:
-        peer.tls.recv(1)
-    except (ssl.SSLError, ConnectionError) as error:
-        return str(error)
-    return ""
+def fetch(
+    site: Site, path: str, identity: Identity | None = None, *, method: str = "GET", grant: str = "", body: bytes = b""
+) -> tuple[int, bytes]:
+    """One request to the data port: with a certificate, with a grant, or with neither. OSError if TLS lets nobody in."""
+    known = [*identity.authorities] if identity is not None else authorities(site.control)
+    context = context_of(identity) if identity is not None else tls.client_context(known)
+    connection = SecureConnection(site.data[1], context, tls.server_name(cluster_id(known[0])))
+    with contextlib.closing(connection):
+        headers = {"Authorization": f"Bearer {grant}"} if grant else {}
+        connection.request(method, path, body=body or None, headers=headers)
+        response = connection.getresponse()
+        return response.status, response.read()
+
+
+_addresses = itertools.count(2)
+
+
+def new_address() -> str:
+    """An address of this machine that nobody has used: refusals of one address are logged once in a while only."""
+    number = next(_addresses)
+    return f"127.1.{number // 250}.{number % 250 + 1}"
 
 
 # ---- who only claims to be a coordinator ----
