@@ -4,7 +4,6 @@ Owns the folders, the environment variables, the keys of both files and their de
 of sockets or of what the daemons do; opens no file but the one that it is told to read.
 """
 
-import contextlib
 import ipaddress
 import os
 import re
@@ -342,14 +341,16 @@ def _addresses(document: Document, config: CoordinatorConfig) -> list[str]:
 
 
 def _token_file(environ: Mapping[str, str]) -> Path | None:
-    """What DISTRICOMP_TOKEN_FILE names. A credential that the machine was not given is blank, by its unit's default."""
+    """What DISTRICOMP_TOKEN_FILE names; None if that is a credential that the machine was not given (blank, or absent)."""
     file = environ.get("DISTRICOMP_TOKEN_FILE")
     if not file:
         return None
     if file.startswith(environ.get("CREDENTIALS_DIRECTORY") or "\0"):
-        with contextlib.suppress(OSError):
-            if not Path(file).read_bytes().strip():
-                return None
+        try:
+            is_given = bool(Path(file).read_bytes().strip())
+        except OSError:
+            is_given = False
+        return Path(file) if is_given else None
     return Path(file)
 
 

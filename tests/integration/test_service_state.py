@@ -40,12 +40,13 @@ def test_blobs_of_either_user_can_be_removed_by_the_other(tmp_path: Path) -> Non
         assert stat.S_IMODE(folder.stat().st_mode) == 0o2770
 
 
-@pytest.mark.parametrize(("content", "is_used"), [("dcw1-a-b\n", True), ("\n", False), ("", False)])
+@pytest.mark.parametrize(("content", "is_used"), [("dcw1-a-b\n", True), ("\n", False), (None, False)])
 def test_a_credential_that_the_machine_was_not_given_is_no_token_file(
-    tmp_path: Path, content: str, is_used: bool
+    tmp_path: Path, content: str | None, is_used: bool
 ) -> None:
     file = tmp_path / "districomp.token"
-    file.write_text(content)
+    if content is not None:
+        file.write_text(content)
     environ = {"CREDENTIALS_DIRECTORY": str(tmp_path), "DISTRICOMP_TOKEN_FILE": str(file)}
     parsed = config.parse_worker_file(b"token_file: /etc/districomp/token\n", "dworker.yaml", environ)
     assert parsed.token_file == (file if is_used else Path("/etc/districomp/token"))

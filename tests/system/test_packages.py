@@ -184,7 +184,9 @@ def test_the_systems_python_imports_the_library_and_sees_no_other_of_ours(site: 
 
 def test_sandboxes_work_below_the_worker(site: Machine) -> None:
     """Which its unit could easily forbid: user namespaces, mounts, a /proc of its own."""
-    command = "ls -d /proc/[0-9]* | wc -l; ls -A /tmp | wc -l; id -un; ls /var/lib/districomp /etc/districomp 2>&1 | wc -l"
+    command = (
+        "ls -d /proc/[0-9]* | wc -l; ls -A /tmp | wc -l; id -un; ls /var/lib/districomp /etc/districomp 2>&1 | wc -l"
+    )
     definition = {"version": 1, "command": ["sh", "-c", command], "isolation": "sandbox"}
     site.sh(f"cat > /etc/districomp/tasks.d/boxed.yaml <<'END'\n{json.dumps(definition)}\nEND")
     site.wait("dctl def show boxed")
@@ -252,12 +254,21 @@ def test_a_wrong_configuration_is_said_once(site: Machine) -> None:
 # ---- a machine that is given its token ----
 
 
-def test_a_token_comes_with_the_machine(packages: Path) -> None:
-    given = f"--set-credential=districomp.token:{TOKEN}"
-    with machine("given", binds=[(packages, "/packages")], options=[given]) as one:
+@pytest.mark.parametrize("given", [True, False])
+def test_a_token_comes_with_the_machine_or_else_with_its_configuration(packages: Path, given: bool) -> None:
+    options = [f"--set-credential=districomp.token:{TOKEN}"] if given else []
+    credential, configured = "/run/credentials/dworker.service/districomp.token", "/etc/districomp/token"
+    with machine("given", binds=[(packages, "/packages")], options=options) as one:
         one.sh(INSTALL)
-        assert one.sh("cat /run/credentials/dworker.service/districomp.token") == TOKEN
-        one.wait("journalctl -u dworker --quiet | grep -q /run/credentials/dworker.service/districomp.token")
+        assert one.sh(f"cat {credential}").strip() == (TOKEN if given else "")
+        one.sh(f"echo {TOKEN} > {configured}; echo token_file: {configured} > /etc/districomp/dworker.yaml")
+        one.run("systemctl", "restart", "dworker")
+        # It is no good, and the worker says which it was.
+        used, other = (credential, configured) if given else (configured, credential)
+        one.wait(f"journalctl -u dworker --quiet | grep -q '{used}: '")
+        restarted = one.sh("journalctl _SYSTEMD_INVOCATION_ID=$(systemctl show dworker -P InvocationID)")
+        assert used in restarted
+        assert other not in restarted
 
 
 # ---- removing ----
