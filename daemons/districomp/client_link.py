@@ -238,7 +238,7 @@ class Link:
             cause = error.__cause__
             if isinstance(cause, OSError) and (refusal := refused_certificate(cause)):
                 raise TrustError(f"the coordinator at {self.address} {refusal}") from error
-            raise BrokenOffError(str(error)) from error
+            raise BrokenOffError(str(error), is_proven=self.address.is_tls) from error
         first = self._inbox.popleft()
         if isinstance(first, Goodbye):
             raise _farewell(first, self.address)

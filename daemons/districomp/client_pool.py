@@ -188,9 +188,15 @@ class LinkPool:
         while True:
             try:
                 return self._open(address)
-            except BrokenOffError:
+            except BrokenOffError as error:
                 patient_until = patient_until or time.monotonic() + FIRST_S
                 if time.monotonic() >= patient_until:
+                    if error.is_proven:
+                        # A server refuses a certificate by ending the connection; asyncio's without a word.
+                        raise TrustError(
+                            f"{error}, as it does to a certificate that has expired or is none of its own; "
+                            "its log says why. Join again: dctl join TOKEN"
+                        ) from error
                     raise
             except LinkLostError:
                 if time.monotonic() >= patient_until:

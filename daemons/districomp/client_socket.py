@@ -23,7 +23,11 @@ class LinkLostError(DistricompError):
 
 
 class BrokenOffError(LinkLostError):
-    """The peer accepted the connection and broke it off before it had answered."""
+    """The peer accepted the connection and broke it off before it had answered. `is_proven`: it was our coordinator."""
+
+    def __init__(self, message: str, *, is_proven: bool = False) -> None:
+        super().__init__(message)
+        self.is_proven = is_proven
 
 
 class Credentials(Protocol):

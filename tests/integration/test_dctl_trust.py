@@ -8,9 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
+from dcoord.authority import Authority
 from dctl.__main__ import run
-from districomp import client_enrol
+from districomp import client_enrol, keys, tls
 from districomp.client import Client
 from districomp.identity import IdentityFolder
 from districomp.tokens import parse_token
@@ -154,6 +156,22 @@ def test_a_token_that_is_used_up_revoked_or_expired(cluster: Cluster, elsewhere:
     assert b"was revoked" in dctl("join", revoked["token"], code=4, environment=elsewhere.environment).stderr
     # What went wrong later did not cost what was there before.
     dctl("status", environment=elsewhere.environment)
+
+
+def test_a_certificate_that_has_expired_is_said_to_be_refused(cluster: Cluster, elsewhere: Elsewhere) -> None:
+    """One of the coordinator's own authority, made 40 days ago: asyncio's server ends the connection without an alert."""
+    dctl("join", token("submit"), environment=elsewhere.environment)
+    folder = IdentityFolder(elsewhere.state / "client")
+    identity = folder.load()
+    assert identity is not None
+    authority = Authority.open(cluster.folder / "state/dcoord/trust", "x", clock=lambda: time.time() - 40 * 86400)
+    key = keys.new_key()
+    issued = authority.sign(key.csr, "submit", identity.identity, "somebody")
+    folder.save(replace(identity, certificate=tls.to_pem([issued.certificate]), key=key.key))
+    said = dctl("status", code=4, environment=elsewhere.environment).stderr.decode()
+    assert "has expired" in said
+    assert "dctl join TOKEN" in said
+    assert "its certificate is refused: certificate has expired" in cluster.log()
 
 
 def test_revoking_a_token_ends_who_joined_by_it(cluster: Cluster, elsewhere: Elsewhere) -> None:
