@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -57,6 +58,8 @@ T = TypeVar("T")
 SWEEP_S: Final = 3600.0
 UNFINISHED_S: Final = 86400.0
 """What a killed upload left behind is removed after so long; no upload takes a day."""
+FORGET_S: Final = 30 * 86400.0
+"""So long after the end of its certificate an identity is remembered, and a token after its own."""
 HOUSEKEEPING_S: Final = 1.0
 """How often definitions and free space are looked at; a dropped file is live within two of these."""
 WEB_START_S: Final = 10.0
@@ -125,6 +128,7 @@ class Daemon:
         await self._listener.listen_locally(self._paths.control_socket)
         self._owns_socket = True
         self._journal = await self._in_journal_thread(lambda: Journal.open(config.journal.path))
+        await self._in_journal_thread(lambda: self._journal.forget(time.time() - FORGET_S))
         restored = await self._in_journal_thread(self._journal.restore)
         if self._trustee.clusters:
             restored.cluster = self._trustee.clusters[0]
@@ -230,8 +234,7 @@ class Daemon:
         elif isinstance(effect, Close):
             connection = self._listener.connections.get(effect.peer)
             if connection is not None:
-                log.warning("%s: %s; closing its connection", connection.address, effect.text)
-                connection.close(effect.code, effect.text)
+                self._listener.refuse(connection, effect.code, effect.text)
         elif isinstance(effect, Sign):
             self._trustee.sign(effect)
         elif isinstance(effect, Rotate):
@@ -289,10 +292,10 @@ class Daemon:
         self._inbox.put(JobRead(effect, restored))
 
     def _web_moved(self, hello: HelloWeb) -> None:
-        """dcoord-web says where it serves: tell everybody who is connected, and the endpoint file."""
+        """dcoord-web says where it serves: tell workers and clients, and the endpoint file."""
         self._core.data_url = hello.data_url
         for connection in self._listener.connections.values():
-            if not connection.is_local or not self._listener.is_web(connection):
+            if self._listener.is_member(connection):
                 connection.send(DataAt(hello.data_url))
         self._tell_web()
         endpoint = self._endpoint.endpoint
@@ -313,7 +316,10 @@ class Daemon:
         """There are other authorities than before: everybody who is here is told, and who looks for us finds us."""
         settings = self._core.settings
         self._tell_web()
-        self._trustee.announce(settings.cluster, settings.name)
+        connections = self._listener.connections
+        # Those whom the core has welcomed: to others this would come before their Welcome.
+        certified = [peer for peer, principal in self._core.principals.items() if principal.authority]
+        self._trustee.announce(settings.cluster, settings.name, [connections[p] for p in certified if p in connections])
         endpoint = self._endpoint.endpoint
         if endpoint.cluster != settings.cluster:
             endpoint.cluster = settings.cluster

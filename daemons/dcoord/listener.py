@@ -185,10 +185,6 @@ class Listener:
         """Whether this is dcoord-web."""
         return isinstance(self._greeted.get(connection.peer), HelloWeb)
 
-    def certified(self) -> list[Connection]:
-        """Connections of those who have proved who they are by a certificate."""
-        return [self.connections[peer] for peer, who in self._principals.items() if who.identity and who.authority]
-
     # ---- stream.Handler ----
 
     def opened(self, connection: Connection) -> None:

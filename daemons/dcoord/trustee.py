@@ -8,7 +8,7 @@ import asyncio
 import logging
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
 from dcoord.core.effects import Rotate, Sign
@@ -16,6 +16,7 @@ from dcoord.core.events import AuthoritiesChanged, Events
 from districomp import clock
 from districomp.errors import DistricompError
 from districomp.messages import Authorities, Enrolled, Refused, WebTrust
+from districomp.stream import Connection
 from districomp.tokens import cluster_id
 
 if TYPE_CHECKING:
@@ -114,10 +115,10 @@ class Trustee:
         self._post(self.event())
         return True
 
-    def announce(self, cluster: str, name: str) -> None:
-        """Tell everybody who has a certificate which authorities to trust now; they renew at once."""
+    def announce(self, cluster: str, name: str, certified: Iterable[Connection]) -> None:
+        """Tell those who have a certificate which authorities to trust now; they renew at once."""
         if self._authority is not None:
-            for connection in self._listener().certified():
+            for connection in certified:
                 connection.send(Authorities(cluster, name, self._authority.authorities))
 
     # ---- dcoord-web ----
