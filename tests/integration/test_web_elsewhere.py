@@ -52,12 +52,13 @@ def test_a_name_that_was_bound_anew_reaches_nothing(lab: Lab, host: str) -> None
 
 @pytest.mark.parametrize(
     "origin",
-    ["https://evil.example", "null", "http://127.0.0.1:1", "https://127.0.0.1.evil.example", "file://", ""],
+    ["https://evil.example", "null", "http://127.0.0.1:1", "https://127.0.0.1.evil.example", "http://OWN", "file://", ""],
 )  # fmt: skip
 @pytest.mark.parametrize("shows", ["certificate", "session"])
 def test_another_sites_page_writes_nothing(lab: Lab, origin: str, shows: str) -> None:
     """A browser shows a certificate to whoever asks this port through it: only the origin tells whose page that is."""
     proof: Any = {"party": lab.parties["admin"]} if shows == "certificate" else lab.session("admin")
+    origin = origin.replace("OWN", f"127.0.0.1:{lab.site.data_port}")
     before = len(lab.site.coordinator.submitted)
     assert said(lab.ask("/api/v1/jobs", "POST", Origin=origin, **proof)) == (403, "bad_origin")
     assert said(lab.ask("/blobs/LARGE", "PUT", Origin=origin, **proof)) == (403, "bad_origin")

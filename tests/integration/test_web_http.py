@@ -319,7 +319,7 @@ def test_who_is_refused_and_stays_is_cut() -> None:
     with Server(deadlines=QUICK) as server, server.connect() as peer:
         peer.sendall(b"NONSENSE\r\n\r\n")
         assert b"400" in peer.recv(65536)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 4
         with pytest.raises((ConnectionError, ssl.SSLError)):
             while time.monotonic() < deadline:
                 peer.sendall(b"more")
@@ -440,6 +440,8 @@ def test_who_is_known_keeps_its_place_before_those_who_are_not() -> None:
             connection.sendall(GET)
             read_answer(connection)
         new = [stack.enter_context(server.connect()) for _ in range(2)]
+        for connection in (*new, *strangers):
+            connection.settimeout(3)
         for connection in new:
             connection.sendall(GET)
             assert read_answer(connection)[1] == b"GET /echo 0"

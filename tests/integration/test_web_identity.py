@@ -17,7 +17,7 @@ from dcoord.blobs import BlobStore
 from districomp import tls
 from districomp.messages import WebTrust
 from districomp.model import Blob
-from tests.integration.trustlab import Lab, bearer, ended, refused_handshake, said, signed
+from tests.integration.trustlab import END_S, Lab, bearer, ended, refused_handshake, said, signed
 from tests.integration.weblab import (
     WAIT_S,
     Party,
@@ -104,6 +104,7 @@ def test_who_is_revoked_is_out_at_once_and_what_is_under_way_ends(tmp_path: Path
             until(
                 lambda: it.fetch("/api/v1/jobs", data=True, party=mallory).status == 403,
                 "a new connection to be refused",
+                END_S,
             )
             assert said(exchange(live, "/api/v1/jobs")) == (403, "revoked")
             assert said(it.fetch("/tasks/1.0", data=True, **grant)) == (403, "revoked")

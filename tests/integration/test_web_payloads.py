@@ -1,5 +1,6 @@
 """Task data, results and blobs over HTTP, from a real journal and a real blob store, without any coordinator."""
 
+import contextlib
 import hashlib
 import http.client
 import os
@@ -157,7 +158,8 @@ def test_other_bytes_than_the_name_says_are_refused(web: Site, connection: http.
 
 @pytest.mark.parametrize("header", ["Content-Range", "Content-Encoding"])
 def test_a_partial_or_encoded_upload_is_refused(web: Site, header: str) -> None:
-    answer = web.fetch(f"/blobs/{sha256(b'x')}", data=True, method="PUT", body=b"x", **{header: "bytes 0-0/2"})
+    with contextlib.closing(web.connect()) as connection:
+        answer = exchange(connection, f"/blobs/{sha256(b'x')}", "PUT", b"x", **{header: "bytes 0-0/2"})
     assert answer.status == 400
     assert header in answer.json()["message"]
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import http.client
 import json
 import os
 import threading
@@ -11,7 +10,6 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 
@@ -20,7 +18,9 @@ from dcoord.web.json_bodies import JsonBodies
 from dcoord.web.problems import WebError
 from demo.cluster import Cluster, wait_until
 from districomp.client import Client
+from districomp.client_dataport import connection_to
 from districomp.messages import Goodbye
+from districomp.tls import server_name
 from tests.integration.weblab import WAIT_S, Answer, exchange, site, until
 
 DEFINITIONS = {
@@ -33,16 +33,19 @@ DEFINITIONS = {
 
 
 class Api:
-    """A running coordinator, asked over its data port."""
+    """A running coordinator, asked over its data port with a session as `dctl ui` has one."""
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
-        self.url = urlsplit(cluster.endpoint()["data"])
+        with Client(str(cluster.runtime / "control.sock")) as client:
+            self.place = client.data_place()
+            self.session = client.grant("SESSION", "").grant
+        assert self.place.url.startswith("https://")
 
     def ask(self, path: str, method: str = "GET", body: Any = None, **headers: str) -> Answer:
-        connection = http.client.HTTPConnection(self.url.hostname or "", self.url.port, timeout=WAIT_S)
+        connection = connection_to(self.place, WAIT_S)
         with contextlib.closing(connection):
-            return exchange(connection, path, method, body, **headers)
+            return exchange(connection, path, method, body, **({"Authorization": f"Bearer {self.session}"} | headers))
 
     def post(self, document: Any, **headers: str) -> Answer:
         body = document if isinstance(document, bytes) else json.dumps(document).encode()
@@ -239,11 +242,18 @@ def test_a_type_with_its_character_set_is_json(api: Api) -> None:
 @pytest.mark.parametrize("method", ["POST", "PUT"])
 def test_another_sites_page_cannot_write(api: Api, method: str) -> None:
     path = "/api/v1/jobs" if method == "POST" else "/blobs/" + "0" * 64
-    host = f"127.0.0.1:{api.url.port}"
-    for origin in ("http://evil.example", "null", "http://127.0.0.1:1", f"http://{host}.evil.example", ""):
+    host = server_name(api.place.cluster)
+    for origin in (
+        "https://evil.example",
+        "null",
+        "https://127.0.0.1:1",
+        f"https://{host}.evil.example",
+        f"http://{host}",
+        "",
+    ):
         answer = api.ask(path, method, b"{}", Origin=origin, Content_Type="application/json")
         assert (answer.status, answer.json()["error"]) == (403, "bad_origin"), origin
-    answer = api.ask(path, method, b"{}", Origin=f"http://{host}", Content_Type="application/json")
+    answer = api.ask(path, method, b"{}", Origin=f"https://{host}", Content_Type="application/json")
     assert answer.status in (400, 422), "its own page may, and is judged by what it sends"
     assert api.ask("/api/v1/jobs", Origin="http://evil.example").status == 200, "reading changes nothing"
 
@@ -252,13 +262,12 @@ def test_another_sites_page_cannot_write(api: Api, method: str) -> None:
 def test_a_body_has_a_limit(api: Api, is_chunked: bool) -> None:
     document = b'{"definition": "copy", "data": "' + b"x" * (16 << 20) + b'"}'
     body = iter([document[i : i + 65536] for i in range(0, len(document), 65536)]) if is_chunked else document
-    headers = {"Transfer_Encoding": "chunked"} if is_chunked else {}
+    headers = {"Authorization": f"Bearer {api.session}"} | ({"Transfer-Encoding": "chunked"} if is_chunked else {})
     before = api.jobs()
-    connection = http.client.HTTPConnection(api.url.hostname or "", api.url.port, timeout=WAIT_S)
+    connection = connection_to(api.place, WAIT_S)
     with contextlib.closing(connection):
         encoded = {"encode_chunked": True} if is_chunked else {}
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
-        connection.request("POST", "/api/v1/jobs", body, named | {"Content-Type": "application/json"}, **encoded)
+        connection.request("POST", "/api/v1/jobs", body, headers | {"Content-Type": "application/json"}, **encoded)
         response = connection.getresponse()
         answer = json.loads(response.read())
     assert (response.status, answer["error"]) == (413, "too_large")
@@ -306,7 +315,7 @@ def test_a_definition_with_an_error_is_on_the_page_the_good_ones_stay(api: Api) 
     page = api.ask("/").body.decode()
     assert "wrong: 1 problem" in page
     assert "SECRET" not in page
-    assert "Insecure: no TLS, no authentication." in page
+    assert "secured by <b>TLS and certificates</b>" in page
     shown = {each["name"]: each["problems"] for each in api.get("/api/v1/definitions")}
     assert any("did you mean" in problem for problem in shown["wrong"]), shown["wrong"]
     assert shown["copy"] == []

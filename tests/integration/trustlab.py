@@ -31,6 +31,8 @@ from tests.integration.weblab import (
 ANN = "ann/s-ann"
 LARGE = b"large" * 50_000
 PROGRAM = b"#!/bin/sh\necho of the bundle\n"
+END_S = 6.0
+"""What is over at once, or was given three seconds, is over by then."""
 JSON = {"Content_Type": "application/json"}
 
 
@@ -123,7 +125,7 @@ def ended(connection: http.client.HTTPConnection, path: str, **headers: str) -> 
         answers[:] = [exchange(connection, path, **headers)]
         return answers[0].status != 200
 
-    until(is_over, "the end of what was allowed")
+    until(is_over, "the end of what was allowed", END_S)
     return answers[0]
 
 

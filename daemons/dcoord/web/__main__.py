@@ -29,8 +29,8 @@ from districomp.errors import DistricompError
 
 log = logging.getLogger("dcoord.web")
 
-OPEN_FILES: Final = 4096
-"""Both listeners' connections, with room for files and the journal."""
+OPEN_FILES: Final = 8192
+"""Both listeners' connections and those that knock, with room for files and the journal."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -111,9 +111,10 @@ async def send_problem(send: Send, error: WebError, extra: Iterable[tuple[bytes,
 
 def _check_origin(scope: Scope, host: str) -> None:
     """A browser names the site whose page makes it write; programs name none."""
+    own = f"{scope['scheme']}://{host.lower()}"
     for name, value in scope["headers"]:
         origin = value.decode("latin-1")
-        if name == b"origin" and origin.lower() not in (f"http://{host.lower()}", f"https://{host.lower()}"):
+        if name == b"origin" and origin.lower() != own:
             raise WebError("bad_origin", f"a page of {origin!r:.100} may not write here; only this server's own may")
 
 
