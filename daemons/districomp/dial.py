@@ -15,6 +15,7 @@ from districomp.errors import DistricompError, TrustError, UnreachableError
 CONNECT_S: Final = 5.0
 """How long a connection, its handshake and its first answer may take."""
 _NAMED_MAX: Final = 4
+_NO_TLS: Final = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG", "HTTP_REQUEST")
 
 Address = tuple[str, int]
 T = TypeVar("T")
@@ -72,6 +73,8 @@ def words(error: Exception) -> str:
     """What went wrong, for people."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"shows a certificate that is not this cluster's ({error.verify_message or 'not verified'})"
+    if isinstance(error, ssl.SSLError) and error.reason in _NO_TLS:
+        return "does not speak TLS; it may be `insecure`, or something else"
     if isinstance(error, ssl.SSLError):
         return f"no TLS connection came about ({error.reason or 'no reason given'})"
     if isinstance(error, ConnectionRefusedError):

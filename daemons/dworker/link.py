@@ -27,7 +27,7 @@ from dworker.events import Connected, Disconnected, Events
 from dworker.grants import Grants, Place
 from dworker.search import Search
 from dworker.session import Owner, Session, Target, identifiers
-from dworker.trust import Trust
+from dworker.trust import Trust, certificate_end
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +37,11 @@ STEADY_S: Final = 5.0
 """A connection that lasted so long was a good one: the next backoff begins anew."""
 LOST_S: Final = 3.0
 """The cluster that this machine's own socket let us into, if it is not found by then, may be another one by now."""
-BROKEN_OFF_MAX: Final = 3
-"""So many connections broken off before a Welcome are a certificate that is refused: the alert may be lost on its way."""
+BROKEN_OFF_MAX: Final = 10
+BROKEN_OFF_ENDED_MAX: Final = 3
+"""So many connections in a row that are broken off before a Welcome are a certificate that is refused, for the alert that
+says so may be lost on its way: fewer if by our own clock it has ended, more if that does not say so. An overloaded
+coordinator breaks off connections too, and who joins anew for that loses its work."""
 _LASTING_CODES: Final = ("version", "cluster", "replaced", "protocol", "revoked", "not_allowed", "insecure")
 """Goodbyes that will most likely be said again: no hurry to hear them."""
 _INVALID: Final = ("not_allowed", "expired")
@@ -197,9 +200,15 @@ class Link:
             log.warning("this worker was sent away; if it should come back, give it a new token: dctl join TOKEN")
         elif code in _INVALID:
             trust.doubt(identity, "invalid")
-        elif not session.welcomed and not code and (_is_alert(reason) or self._broken_off >= BROKEN_OFF_MAX):
+        elif not session.welcomed and not code and (_is_alert(reason) or self._is_refused(identity)):
             trust.doubt(identity, "invalid")
             log.warning("its certificate seems not to be accepted (expired?); if that goes on, run: dctl join TOKEN")
+
+    def _is_refused(self, identity: Identity) -> bool:
+        """Whether it is time to doubt a certificate of which nobody says a word."""
+        if self._broken_off < BROKEN_OFF_ENDED_MAX:
+            return False
+        return self._broken_off >= BROKEN_OFF_MAX or certificate_end(identity) < time.time()
 
     async def _pause(self, failures: int, session: Session | None) -> None:
         """Full jitter: anything between nothing and the bound, so that a thousand workers do not come at once."""

@@ -364,6 +364,13 @@ class Trust:
             log.warning("%s", text)
 
 
+def certificate_end(identity: Identity) -> float:
+    """When an identity's certificate ends, in Unix seconds by the coordinator's clock."""
+    from cryptography import x509  # a tenth of a second, for what is hardly ever asked
+
+    return x509.load_pem_x509_certificate(identity.certificate).not_valid_after_utc.timestamp()
+
+
 def _stamp(path: Path | None) -> _Stamp:
     if path is None:
         return None

@@ -263,9 +263,8 @@ async def test_nothing_is_ever_said_in_plain(lab: TrustLab) -> None:
     server = await asyncio.start_server(listen, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     lab.give()
-    worker = await lab.start("--coordinator", f"127.0.0.1:{port}", coordinator=False)
+    await lab.start("--coordinator", f"127.0.0.1:{port}", coordinator=False)
     await lab.until(lambda: len(heard) > 2)
-    await lab.says(worker, "not connecting" if "not connecting" in worker.log_text() else "reconnecting")
     server.close()
     assert all(data[:1] == b"\x16" for data in heard), "a TLS ClientHello and nothing else"
     assert not any(b"tester" in data for data in heard)
