@@ -13,7 +13,7 @@ import pytest
 import districomp
 from districomp.client import Client
 from districomp.errors import RefusedError
-from tests.integration.client_cluster import DEFINITIONS, Cluster, cluster, started_cluster
+from tests.integration.client_cluster import DEFINITIONS, Cluster, Elsewhere, cluster, started_cluster
 from tests.integration.clientlab import dctl
 
 __all__ = ["cluster", "started_cluster"]
@@ -34,6 +34,18 @@ def test_run(cluster: Cluster) -> None:
     )
     assert dctl("run", "--", "awk", "BEGIN { print 6 * 7 }").stdout == b"42\n"
     assert dctl("run", "--sep", "", "--", "printf", "{}", ":::", "a", "b").stdout == b"ab"
+
+
+def test_somebody_elsewhere_sends_and_fetches_by_the_data_port(cluster: Cluster, tmp_path: Path) -> None:
+    elsewhere = Elsewhere(tmp_path, "elsewhere").environment | {"DISTRICOMP_COORDINATOR": cluster.address}
+    dctl("join", "-", stdin=dctl("token", "create", "submit", "-q").stdout, environment=elsewhere)
+    (tmp_path / "large").write_bytes(LARGE)
+    dctl("submit", "copy", "--data-file", "large", "--wait", environment=elsewhere)
+    assert dctl("results", "last", "--sep", "", environment=elsewhere).stdout == LARGE
+    job = dctl("job", "show", "last", "-q", environment=elsewhere).stdout.decode().strip()
+    other = Elsewhere(tmp_path, "other").environment | {"DISTRICOMP_COORDINATOR": cluster.address}
+    dctl("join", "-", stdin=dctl("token", "create", "submit", "-q").stdout, environment=other)
+    assert dctl("results", job, "--sep", "", code=4, environment=other).stdout == b""
 
 
 def test_every_form_of_input_reaches_the_task(cluster: Cluster, tmp_path: Path) -> None:
