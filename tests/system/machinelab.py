@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 from scripts.debian_root import debian_root
 
@@ -78,29 +78,18 @@ def machine(
     command += [f"--bind-ro={folder}:{inside}" for folder, inside in binds]
     # No locking: several machines may use one root, which none of them writes to.
     environment = {**os.environ, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1", "SYSTEMD_NSPAWN_LOCK": "0"}
-    with (
-        _control_group(name) as group,
-        subprocess.Popen(
-            # Killed with us, however we end; in its group before it starts, because it makes that the machine's root.
-            [
-                "setpriv",
-                "--pdeathsig=KILL",
-                "sh",
-                "-c",
-                'echo $$ > "$0" && exec "$@"',
-                f"{group}/cgroup.procs",
-                *command,
-                *options,
-                "--boot",
-            ],
+    # In its group before it starts, because it makes that the machine's root.
+    enter = ["sh", "-c", 'echo $$ > "$0" && exec "$@"']
+    with _control_group(name) as group, tempfile.TemporaryFile() as console:
+        nspawn = subprocess.Popen(
+            [*enter, f"{group}/cgroup.procs", *command, *options, "--boot"],
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
+            stdout=console,
             stderr=subprocess.STDOUT,
             env=environment,
-        ) as nspawn,
-    ):
+        )
         try:
-            booted = _booted(nspawn)
+            booted = _booted(nspawn, console)
             try:
                 yield booted
             except BaseException:
@@ -108,11 +97,20 @@ def machine(
                 raise
         finally:
             (group / "cgroup.kill").write_text("1")
+            nspawn.wait(STOP_S)
+
+
+_KEEPER: Final = """\
+cat > /dev/null
+echo 1 > "$0/cgroup.kill"
+for i in $(seq 200); do grep -q "populated 0" "$0/cgroup.events" && break; sleep 0.05; done
+exec find "$0" -depth -type d -exec rmdir {} \\;
+"""
 
 
 @contextlib.contextmanager
 def _control_group(name: str) -> Iterator[Path]:
-    """A new group of version 2, which need not have controllers; killed and removed in the end."""
+    """A new group of version 2, which need not have controllers; killed and removed in the end, also if we are killed."""
     with contextlib.ExitStack() as stack:
         mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
         folder = next((Path(words[1]) for words in mounts if words[2] == "cgroup2"), None)
@@ -121,31 +119,23 @@ def _control_group(name: str) -> Iterator[Path]:
             subprocess.run(["mount", "-t", "cgroup2", "none", str(folder)], check=True)
             stack.callback(subprocess.run, ["umount", str(folder)], check=True)
         group = Path(tempfile.mkdtemp(prefix=f"districomp-{name}-", dir=folder))
+        # systemd-nspawn's machine outlives it when it is killed, so a process of its own waits for the end of this one.
+        keeper = subprocess.Popen(["sh", "-c", _KEEPER, str(group)], stdin=subprocess.PIPE, start_new_session=True)
         try:
             yield group
         finally:
-            (group / "cgroup.kill").write_text("1")
-            _remove(group)
+            assert keeper.stdin is not None
+            keeper.stdin.close()
+            assert keeper.wait(STOP_S) == 0, f"{group} cannot be removed"
 
 
-def _remove(group: Path) -> None:
-    """Remove a group with all below it, as soon as the last process of it is gone."""
-    end = time.monotonic() + STOP_S
-    while "populated 1" in (group / "cgroup.events").read_text():
-        assert time.monotonic() < end, f"{group} cannot be emptied"
-        time.sleep(_POLL_S)
-    for folder in sorted((path for path in group.rglob("*") if path.is_dir()), reverse=True):
-        folder.rmdir()
-    group.rmdir()
-
-
-def _booted(nspawn: "subprocess.Popen[bytes]") -> Machine:
+def _booted(nspawn: "subprocess.Popen[bytes]", console: IO[bytes]) -> Machine:
     children = Path(f"/proc/{nspawn.pid}/task/{nspawn.pid}/children")
     end = time.monotonic() + BOOT_S
     while time.monotonic() < end:
         if nspawn.poll() is not None:
-            assert nspawn.stdout is not None
-            raise AssertionError(f"systemd-nspawn ended: {nspawn.stdout.read().decode(errors='replace')}")
+            console.seek(0)
+            raise AssertionError(f"systemd-nspawn ended: {console.read().decode(errors='replace')}")
         for pid in children.read_text().split():
             found = Machine(int(pid))
             state = found.run("systemctl", "is-system-running", check=False).stdout.strip()
