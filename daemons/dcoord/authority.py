@@ -14,7 +14,7 @@ import secrets
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -159,8 +159,9 @@ class Authority:
         return self._chain(self._current)
 
     def web_chain(self) -> tuple[bytes, bytes]:
-        """The same with a key of its own, for the data port."""
-        return self._chain(self._current)
+        """The same for the data port: with a key of its own, and a name by which it cannot pose as the coordinator."""
+        current = self._current
+        return self._chain(current, [tls.data_name(cluster) for cluster in current.clusters])
 
     @property
     def chain_renew_s(self) -> float:
@@ -176,9 +177,10 @@ class Authority:
             server = self._server = _Server(context, current, now, now + self.chain_renew_s)
         return server.context
 
-    def _chain(self, current: _Current) -> tuple[bytes, bytes]:
+    def _chain(self, current: _Current, more: Sequence[str] = ()) -> tuple[bytes, bytes]:
         key = ec.generate_private_key(ec.SECP256R1())
-        names = x509.SubjectAlternativeName([x509.DNSName(tls.server_name(cluster)) for cluster in current.clusters])
+        own = [tls.server_name(cluster) for cluster in current.clusters]
+        names = x509.SubjectAlternativeName([x509.DNSName(name) for name in (*own, *more)])
         # One without a subject must have its alternative names marked as critical (RFC 5280, 4.2.1.6).
         use = ExtendedKeyUsageOID.SERVER_AUTH
         leaf = self._leaf(current, x509.Name([]), names, key.public_key(), use=use, lifetime_s=LEAF_S)

@@ -85,8 +85,16 @@ def _secured(link: socket.socket, address: Address, context: "ssl.SSLContext", n
     """The same connection, once its peer has proved the name."""
     import ssl
 
+    from districomp.tls import check_coordinator
+
     try:
-        return context.wrap_socket(link, server_hostname=name)
+        secured = context.wrap_socket(link, server_hostname=name)
+        try:
+            check_coordinator(secured.getpeercert(), str(address))
+        except TrustError:
+            secured.close()
+            raise
+        return secured
     except ssl.SSLCertVerificationError as error:
         link.close()
         raise TrustError(

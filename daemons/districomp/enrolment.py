@@ -182,7 +182,7 @@ def _new_key() -> "NewKey":
 
 async def _verified(host: str, port: int, pin: str) -> "_Guest":
     """A connection to the coordinator with this authority. Whoever has not its key gets nothing but a greeting."""
-    from districomp.tls import client_context, server_name, unverified_context
+    from districomp.tls import check_coordinator, client_context, server_name, unverified_context
 
     stranger = await _open(host, port, unverified_context(), server_name(pin))
     try:
@@ -192,6 +192,7 @@ async def _verified(host: str, port: int, pin: str) -> "_Guest":
     authority = _pinned(stranger.known, pin)
     guest = await _open(host, port, client_context([authority]), server_name(pin))
     try:
+        check_coordinator(guest.connection.certificate, guest.address)
         await guest.greet()
     except BaseException:
         guest.close()

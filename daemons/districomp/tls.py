@@ -44,6 +44,21 @@ def server_name(cluster: str) -> str:
     return f"dcoord.{cluster}.{DOMAIN}"
 
 
+def data_name(cluster: str) -> str:
+    """What the data port's certificate is for beside `server_name`: by this it can be told from the coordinator's."""
+    return f"data.{cluster}.{DOMAIN}"
+
+
+def check_coordinator(peercert: Mapping[str, Any] | None, where: str) -> None:
+    """TrustError if a verified certificate is the data port's: dcoord-web has the key of that one alone.
+
+    Without this a stolen key of the data port could pose as the coordinator on the control port.
+    """
+    for kind, name in (peercert or {}).get("subjectAltName", ()):
+        if kind == "DNS" and name.startswith("data."):
+            raise TrustError(f"{where} shows the certificate of a data port: it is not the coordinator")
+
+
 def holder_uri(cluster: str, role: str, identity: str) -> str:
     """The name in a holder's certificate. TrustError if it could not be read back."""
     text = f"districomp://{cluster}/{role}/{identity}"

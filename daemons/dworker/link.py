@@ -139,7 +139,7 @@ class Link:
         owner = Owner(self._post, self._welcomed, self._tell_place, self.grants, self._trust)
         options: dict[str, Any] = {}
         if target.identity is not None:
-            from districomp.tls import server_name
+            from districomp.tls import check_coordinator, server_name
 
             name = server_name(target.identity.cluster)
             options = {"ssl": self._tls(target.identity), "server_hostname": name}
@@ -148,6 +148,12 @@ class Link:
         async def one(host: str, port: int) -> Session:
             session = Session(target, owner)
             await asyncio.get_running_loop().create_connection(lambda: Connection(session), host, port, **options)
+            if options and session.connection is not None:
+                try:
+                    check_coordinator(session.connection.certificate, session.connection.address)
+                except TrustError:
+                    session.close()
+                    raise
             return session
 
         try:
