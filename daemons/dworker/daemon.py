@@ -23,7 +23,6 @@ from dworker.cache import Cache
 from dworker.core import Settings, WorkerCore
 from dworker.events import (
     AttemptsEnded,
-    Connected,
     Discard,
     Disconnected,
     Effects,
@@ -235,8 +234,6 @@ class Daemon:
 
     def _note(self, event: Events) -> None:
         match event:
-            case Connected():
-                systemd.status(f"joined {event.welcome.name}")
             case Disconnected():
                 systemd.status(f"looking for the coordinator; {self._core.running} slots are busy")
             case AttemptsEnded() if event.reasons and log.isEnabledFor(logging.DEBUG):

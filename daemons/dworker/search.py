@@ -10,6 +10,7 @@ import logging
 import time
 from typing import Final
 
+from districomp import systemd
 from districomp.addresses import address_text
 from districomp.config import check_loopback
 from districomp.dial import Address
@@ -134,6 +135,7 @@ class Search:
         """Log it, once."""
         if text != self._said:
             self._said = text
+            systemd.status(text)
             log.log(logging.WARNING if is_warning else logging.INFO, "%s", text)
 
 

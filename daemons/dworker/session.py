@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from districomp import systemd
 from districomp.dial import Address
 from districomp.errors import TrustError
 from districomp.identity import Identity
@@ -31,6 +32,7 @@ from districomp.messages import (
 )
 from districomp.stream import Connection
 from districomp.tokens import cluster_id
+from dworker import standing
 from dworker.events import Events, Received
 from dworker.grants import Grants
 from dworker.trust import Trust
@@ -152,6 +154,7 @@ class Session:
         self.welcomed = True
         self._timers["greeting"].cancel()
         log.info("joined %s (%s) at %s", message.name, message.cluster, self.place)
+        systemd.status(standing.joined(message.name, self.place))
         self._owner.welcomed(self, message, now)
         if self.identity is not None and self._owner.trust is not None:
             self._spawn(self._owner.trust.accepted(self.identity, self.address))

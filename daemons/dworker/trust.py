@@ -22,6 +22,7 @@ from districomp.errors import ConfigError, DistricompError, RefusedError, TokenE
 from districomp.identity import ADDRESSES_MAX, Identity, IdentityFolder, Stamp
 from districomp.messages import Enrolled
 from districomp.tokens import TOKEN_CHARS_MAX, JoinToken, is_cluster_id, parse_token
+from dworker import standing
 from dworker.search import Search
 
 if TYPE_CHECKING:
@@ -256,7 +257,6 @@ class Trust:
             return await self._by_person(self._ways.pin, FIND_S if there_are_ways or self._doubt else None)
         if not there_are_ways and not self._doubt:
             self._say("join", "this worker belongs to no cluster and contacts nobody; run: dctl join TOKEN")
-            systemd.status("belongs to no cluster; run: dctl join TOKEN")
             await asyncio.Event().wait()
         return None
 
@@ -315,7 +315,7 @@ class Trust:
         if not addresses:
             return None
         try:
-            return await self._enrol(addresses, cluster=pin, on_pending=self._show)
+            return await self._enrol(addresses, cluster=pin, on_pending=lambda words: self._show(addresses, words))
         except DistricompError as error:
             self._failures = max(self._failures, 7 if isinstance(error, RefusedError) else 0)
             self._say("person", f"not let in by a person: {error}")
@@ -325,8 +325,8 @@ class Trust:
         role, worker, name, slots, machine = self._applicant
         return await enrol(where, role=role, worker=worker, name=name, slots=slots, machine=machine, **how)
 
-    def _show(self, words: str) -> None:
-        text = f"waits to be let in, its words are: {words}"
+    def _show(self, addresses: list[Address], words: str) -> None:
+        text = standing.pending(addresses, words)
         systemd.status(text)
         log.warning(
             "this worker %s; compare them with: dctl worker list, then: dctl worker approve %s",
@@ -358,7 +358,8 @@ class Trust:
                 await self.changed.wait()
 
     def _say(self, about: str, text: str) -> None:
-        """Warn of it, once as long as it stays the same."""
+        """Warn of it, once as long as it stays the same; the latest is what systemd shows."""
+        systemd.status(text)
         if self._said.get(about) != text:
             self._said[about] = text
             log.warning("%s", text)
