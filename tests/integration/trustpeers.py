@@ -175,6 +175,7 @@ class TlsPeer(Peer):
         session: ssl.SSLSession | None = None,
     ) -> None:
         plain = socket.create_connection(where, LIMIT_S, source_address=(source, 0) if source else None)
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.local_address = f"{plain.getsockname()[0]}:{plain.getsockname()[1]}"
         try:
             self.tls = context.wrap_socket(plain, server_hostname=name, session=session)
@@ -201,6 +202,14 @@ class TlsPeer(Peer):
             return super().is_closed()
         except ssl.SSLError:
             return True
+
+    def rest(self) -> list[AnyMessage]:
+        """Everything that still comes, until the other side ends the connection."""
+        heard, self._aside = self._aside, []
+        with contextlib.suppress(ssl.SSLError, ConnectionError):
+            while data := self._socket.recv(65536):
+                heard += self._decoder.receive(data)
+        return heard
 
     def heard_before_heartbeat(self) -> list[AnyMessage]:
         """Everything that came until now; the coordinator answers in order, so nothing that was asked before is missing."""
@@ -231,7 +240,7 @@ def guest(site: Site, *, source: str = "") -> TlsPeer:
 def enrol(site: Site, role: str = "worker", *, token: str = "", worker: str = "", name: str = "rogue") -> Identity:
     """Somebody who was let in, with a certificate for a key of its own."""
     key = keys.new_key()
-    with guest(site) as peer:
+    with guest(site, source=new_address()) as peer:
         secret = parse_token(token or site.token(role)).secret
         peer.send(Enrol(1, role, key.csr, secret, worker or ("" if role != "worker" else name), name, 1))
         enrolled = peer.expect(Enrolled)
