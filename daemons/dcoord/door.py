@@ -34,16 +34,17 @@ class Limits(NamedTuple):
     """What strangers may take. Too many of a kind: the oldest of the address that has the most of them has to go.
 
     `knock_s`: for the ClientHello, and again for the rest of the handshake. `knocking_max`, and of one address: who has
-    not sent a whole ClientHello. `ready_max`: who has, and waits. `shaking_max`: handshakes under way; who has taken
-    `shake_s` for its own makes room if others wait, so that unfinished ones do not shut the door.
+    not sent a whole ClientHello; it costs a few KiB, and 1,000 workers behind one address may come at once. `ready_max`:
+    who has, and waits. `shaking_max`: handshakes under way, 50 KiB each; who has taken `shake_s` for its own makes room
+    if others wait, so that unfinished ones do not shut the door.
     """
 
     knock_s: float = 5.0
-    knocking_max: int = 1024
-    knocking_per_address_max: int = 256
-    ready_max: int = 1024
-    shaking_max: int = 128
-    shake_s: float = 0.5
+    knocking_max: int = 2048
+    knocking_per_address_max: int = 1024
+    ready_max: int = 2048
+    shaking_max: int = 512
+    shake_s: float = 1.0
 
 
 LIMITS: Final = Limits()
@@ -52,7 +53,7 @@ LIMITS: Final = Limits()
 class _Knocking:
     """An accepted socket that has not done its handshake."""
 
-    __slots__ = ("address", "asked", "group", "since", "sock", "timer", "wanted")
+    __slots__ = ("address", "asked", "given_up", "group", "since", "sock", "timer", "wanted")
 
     def __init__(self, sock: socket.socket, address: str, group: str) -> None:
         self.sock = sock
@@ -64,6 +65,7 @@ class _Knocking:
         self.timer: asyncio.TimerHandle | None = None
         self.since = 0.0
         """When its handshake began (event loop's time)."""
+        self.given_up = False
 
 
 class Door:
@@ -249,6 +251,7 @@ class Door:
     def _give_up(self, knocking: _Knocking) -> None:
         """End a handshake by ending its connection: its socket is the transport's, and not to be closed under it."""
         self._shaking.discard(knocking)
+        knocking.given_up = True
         with contextlib.suppress(OSError):
             knocking.sock.shutdown(socket.SHUT_RDWR)
 
@@ -269,7 +272,8 @@ class Door:
         try:
             await self.loop.connect_accepted_socket(self._factory, knocking.sock, **options)
         except (ssl.SSLError, OSError, ValueError) as error:
-            self._refusals.add(knocking.group, f"{knocking.address}: {_reason(error)}")
+            reason = "its handshake takes long, and others wait" if knocking.given_up else _reason(error)
+            self._refusals.add(knocking.group, f"{knocking.address}: {reason}")
             knocking.sock.close()
 
     # ---- inside ----
@@ -327,6 +331,6 @@ def _reason(error: Exception) -> str:
         return f"its certificate is refused: {error.verify_message}"
     if isinstance(error, ssl.SSLError):
         return f"the handshake failed: {error.reason or error}"
-    if isinstance(error, TimeoutError | ConnectionAbortedError):
+    if isinstance(error, TimeoutError | ConnectionAbortedError | ConnectionResetError):
         return "the handshake was not completed in time, or given up by the peer"
     return f"the handshake failed: {error}"

@@ -49,8 +49,10 @@ INBOX_EVENTS_MAX = 2048
 """Connections that add to a longer inbox are not read until it has been emptied."""
 UNPROVEN_MAX = 1024
 UNPROVEN_PER_ADDRESS_MAX = 256
-"""Connections, of all and of one address, that have not said what they want, or are nobody known and have not asked to be;
-a further one takes the place of the oldest (of the largest crowd). Who has a certificate is a crowd of its own."""
+"""Connections, of all and of one address, without a certificate, and without a request for one that would be answered.
+A further one takes the place of the oldest (of the largest crowd)."""
+UNGREETED_PER_MEMBER_MAX = 16
+"""Connections by one certificate that have not said what they want."""
 GUEST_MESSAGES_MAX = 8
 """What a peer without a certificate may say at once; it gains one a second."""
 ENTROPY_BYTES = 16
@@ -118,6 +120,7 @@ class Listener:
         self._guests: dict[int, _Budget] = {}
         self._greeted: dict[int, AnyMessage] = {}
         self._unproven: Crowd[Connection] = Crowd()
+        self._ungreeted: Crowd[Connection] = Crowd()
         self._refusals = Refusals("the coordinator")
         self._last_peer = 0
         self._doors: list[Door] = []
@@ -200,7 +203,7 @@ class Listener:
         if principal is GUEST:
             self._guests[connection.peer] = _Budget()
         if not connection.is_local:
-            self._watch_unproven(connection, principal.identity or address_group(connection.host))
+            self._count(connection, principal)
 
     def received(self, connection: Connection, messages: list[AnyMessage], at: float) -> None:
         """Messages of a peer; the first must be a greeting, and there is one only."""
@@ -222,7 +225,7 @@ class Listener:
             elif isinstance(message, Enrol):
                 # It is answered, or pending: of those the core has a limit.
                 connection.give_time()
-                self._unproven.discard(connection)
+                self._uncount(connection)
             self._inbox.put(self._event(connection, message, at))
         self._inbox.hold_back(connection)
 
@@ -230,7 +233,7 @@ class Listener:
         """A connection is gone."""
         peer = connection.peer
         self.connections.pop(peer, None)
-        self._unproven.discard(connection)
+        self._uncount(connection)
         self._principals.pop(peer, None)
         self._guests.pop(peer, None)
         hello = self._greeted.pop(peer, None)
@@ -268,7 +271,7 @@ class Listener:
             self._guests.pop(peer, None)
         self._principals[peer] = principal
         if principal is not GUEST:
-            self._unproven.discard(connection)
+            self._uncount(connection)
             connection.greeted()
         log.debug("%s: %s, %s", connection.address, type(hello).__name__, principal.role)
 
@@ -295,17 +298,28 @@ class Listener:
     def _accept(self) -> Connection:
         return Connection(self, accepting=True, on_fault=self._fault)
 
-    def _watch_unproven(self, connection: Connection, group: str) -> None:
+    def _count(self, connection: Connection, principal: Principal) -> None:
+        """One more of whom there may be only so many: strangers, or by one certificate, until they greet."""
         oldest: Connection | None = None
-        if self._unproven.count(group) >= UNPROVEN_PER_ADDRESS_MAX:
-            oldest = self._unproven.oldest_of(group)
-        elif len(self._unproven) >= UNPROVEN_MAX:
-            oldest = self._unproven.oldest()
+        if principal.identity:
+            crowd, group, most = self._ungreeted, principal.identity, UNGREETED_PER_MEMBER_MAX
+        else:
+            # Without TLS it is a little memory each, and whole rooms come at once.
+            most = UNPROVEN_MAX if self._context() is None else UNPROVEN_PER_ADDRESS_MAX
+            crowd, group = self._unproven, address_group(connection.host)
+        if crowd.count(group) >= most:
+            oldest = crowd.oldest_of(group)
+        elif crowd is self._unproven and len(crowd) >= UNPROVEN_MAX:
+            oldest = crowd.oldest()
         if oldest is not None:
-            self._unproven.discard(oldest)
+            self._uncount(oldest)
             self._fault(oldest, "too many connections wait to say who they are")
             oldest.cut("too many connections wait to say who they are")
-        self._unproven.add(group, connection)
+        crowd.add(group, connection)
+
+    def _uncount(self, connection: Connection) -> None:
+        if not self._unproven.discard(connection):
+            self._ungreeted.discard(connection)
 
     def _fault(self, connection: Connection, text: str) -> None:
         """Log what is wrong with a peer."""
