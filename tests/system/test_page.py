@@ -161,6 +161,20 @@ def overflowing(page: Page) -> list[str]:
     return found
 
 
+def test_a_secure_page_says_so_and_counts_who_waits(browser: Browser, tmp_path: Path) -> None:
+    with site(tmp_path, secure=True, answers=answers()) as web, opened(browser, web, viewport=WIDE) as page:
+        assert page.locator("#insecure").count() == 0
+        assert page.inner_text("#secure") == "secured by TLS and certificates"
+        assert page.inner_text("#workers-pending") == ""
+        for names, text in ((["x"], "1 waits to be let in"), (["x", "y"], "2 wait to be let in")):
+            waiting = [worker(name, "pending", 0, words="a-b-c") for name in names]
+            web.coordinator.answers["workers"] = [worker("pc-00", "busy", 2), *waiting]
+            shown(page, "#workers-pending", text)
+            assert page.inner_text("#workers-total") == "1"
+            assert f'id="workers-pending">{text}<' in web.fetch("/").body.decode(), "as without JavaScript"
+        picture(page, "secure")
+
+
 def test_the_page_shows_the_cluster(browser: Browser, web: Site) -> None:
     with opened(browser, web, viewport=WIDE) as page:
         assert page.title() == "physics-lab · districomp"
