@@ -178,6 +178,23 @@ def test_a_wrong_configuration_ends_with_78(
     it.coordinator.stop()
 
 
+def test_its_memory_is_its_own(tmp_path: Path) -> None:
+    """PR_GET_DUMPABLE (3) is 0 once its main function has begun: no other process of its user reads its keys there."""
+    it = Site(tmp_path)
+    code = (
+        "import ctypes\n"
+        "from dcoord.web.__main__ import main\n"
+        "before = ctypes.CDLL(None).prctl(3, 0, 0, 0, 0)\n"
+        "main(['--check-config'])\n"
+        "print(before, ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], env=it.environment, capture_output=True, timeout=WAIT_S, check=False
+    )
+    assert ended.stdout.split() == [b"1", b"0"], ended.stderr
+    it.coordinator.stop()
+
+
 def test_a_good_configuration_and_the_version_end_with_0(tmp_path: Path) -> None:
     it = Site(tmp_path)
     assert run(it, "--check-config").returncode == 0

@@ -26,6 +26,7 @@ from districomp import config as configuration
 from districomp import log as logging_form
 from districomp import openfiles, program, systemd
 from districomp.errors import DistricompError
+from districomp.secrecy import hide_memory
 
 log = logging.getLogger("dcoord.web")
 
@@ -37,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The console script: ends by SystemExit with 0, 1 (cannot serve) or 78 (configuration)."""
     parsed = _parser().parse_args(arguments)
     logging_form.setup("dcoord-web")
+    hide_memory()
     with program.exits(log):
         paths = configuration.Paths.from_environment()
         settings = configuration.load_coordinator(parsed.config, paths)
