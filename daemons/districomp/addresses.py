@@ -11,6 +11,13 @@ def address_text(name: tuple[Any, ...]) -> str:
     return f"[{host}]:{name[1]}" if ":" in host else f"{host}:{name[1]}"
 
 
+def reachable_host(name: tuple[Any, ...]) -> str:
+    """The host of a socket's name, as one can connect to it: a link-local address with its interface (RFC 4007, 11)."""
+    host = str(name[0])
+    has_interface = len(name) > 3 and name[3] and "%" not in host
+    return f"{host}%{name[3]}" if has_interface else host
+
+
 def host_of(text: str) -> str:
     """The host of an `address_text`."""
     return text.rpartition(":")[0].strip("[]") or text
@@ -50,9 +57,15 @@ def near(host: str) -> str:
 
 
 def reached_url(url: str, host: str) -> str:
-    """A data port's URL for who reached the coordinator at `host`: that host in place of 0.0.0.0 or [::]."""
-    parts = urlsplit(url)
-    if parts.hostname is None or not is_everywhere(parts.hostname):
+    """A data port's URL for who reached the coordinator at `host`: that host in place of 0.0.0.0 or [::].
+
+    What is no URL stays as it is: whoever connects finds that out.
+    """
+    try:
+        parts = urlsplit(url)
+        if parts.hostname is None or not is_everywhere(parts.hostname) or (parts.port or 0) < 0:
+            return url
+    except ValueError:
         return url
     host = f"[{host}]" if ":" in host else host
     return urlunsplit(parts._replace(netloc=f"{host}:{parts.port}" if parts.port else host))

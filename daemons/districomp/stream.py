@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, Final, Protocol, cast
 
 from districomp import clock, wire
-from districomp.addresses import address_text
+from districomp.addresses import address_text, reachable_host
 from districomp.errors import RemoteProtocolError
 from districomp.messages import GREETING_S, AnyMessage, Goodbye, Message
 
@@ -80,7 +80,7 @@ class Connection(asyncio.Protocol):
         name = transport.get_extra_info("peername") or transport.get_extra_info("sockname")
         self.is_local = not isinstance(name, tuple)
         self.address = "local" if self.is_local else address_text(name)
-        self.host = "" if self.is_local else str(name[0])
+        self.host = "" if self.is_local else reachable_host(name)
         if not self.is_local:
             _keep_alive(transport.get_extra_info("socket"))
         if self._accepting:
