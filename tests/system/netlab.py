@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any, TextIO
 
 BROWSE = """
@@ -39,13 +40,31 @@ class Machine:
         self.pid = keeper.pid
         self.run("ip", "link", "set", "lo", "up")
 
+    @property
+    def enter(self) -> list[str]:
+        """What comes before a command that is to run on this machine."""
+        return ["nsenter", "-t", str(self.pid), "-n"]
+
     def run(self, *command: str) -> None:
         """Run a command on this machine."""
-        subprocess.run(["nsenter", "-t", str(self.pid), "-n", *command], check=True, timeout=30)
+        subprocess.run([*self.enter, *command], check=True, timeout=30)
 
     def start(self, *command: str) -> "subprocess.Popen[str]":
         """Start a process on this machine, with pipes."""
-        return self._stack.enter_context(ended_at_exit(["nsenter", "-t", str(self.pid), "-n", *command]))
+        return self._stack.enter_context(ended_at_exit([*self.enter, *command]))
+
+    def counters(self) -> dict[str, int]:
+        """What the kernel has counted of its network (`/proc/net/snmp`, `snmp6`), by names like TcpOutSegs."""
+        counts: dict[str, int] = {}
+        lines = Path(f"/proc/{self.pid}/net/snmp").read_text().splitlines()
+        for names, values in zip(lines[::2], lines[1::2], strict=True):
+            kind = names.split(":")[0]
+            pairs = zip(names.split()[1:], values.split()[1:], strict=True)
+            counts |= {f"{kind}{name}": int(value) for name, value in pairs}
+        for line in Path(f"/proc/{self.pid}/net/snmp6").read_text().splitlines():
+            name, value = line.split()
+            counts[name] = int(value)
+        return counts
 
     def advertise(self, cluster: str, address: str) -> None:
         """Advertise a coordinator that listens on `address` port 8420."""
