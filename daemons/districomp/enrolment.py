@@ -8,6 +8,7 @@ nothing of what the certificate is for.
 import asyncio
 import contextlib
 import os
+import socket
 import ssl
 import stat
 from collections.abc import Callable, Sequence
@@ -202,6 +203,8 @@ async def _verified(host: str, port: int, pin: str) -> "_Guest":
 
 async def _local(path: Path, pin: str) -> "_Guest":
     """A connection to the coordinator of this machine."""
+    if not hasattr(os, "geteuid") or not hasattr(socket, "AF_UNIX"):
+        raise UnreachableError(f"{path}: this system has no Unix sockets; a join token is needed")
     guest = _Guest()
     try:
         check_socket(path)
@@ -234,10 +237,10 @@ def check_socket(path: Path) -> None:
 
 def _trusted_users() -> set[int]:
     """root, the coordinator's user, and ourselves."""
-    import pwd
-
     users = {0, os.geteuid()}
-    with contextlib.suppress(KeyError):
+    with contextlib.suppress(ImportError, KeyError):  # a Unix without a list of users
+        import pwd
+
         users.add(pwd.getpwnam(COORDINATOR_USER).pw_uid)
     return users
 

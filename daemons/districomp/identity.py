@@ -6,21 +6,18 @@ from it for other programs (curl). Knows nothing of connections, and verifies no
 
 import contextlib
 import errno
+import functools
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, Literal
 
 import msgspec
 
+from districomp import filelock, plainfolder
 from districomp.errors import ConfigError
 from districomp.tokens import cluster_id
-
-try:
-    import fcntl
-except ImportError:  # not a Unix
-    fcntl = None  # type: ignore[assignment]
 
 FILE_BYTES_MAX: Final = 256 * 1024
 ADDRESSES_MAX: Final = 16
@@ -28,10 +25,13 @@ AUTHORITIES_MAX: Final = 16
 _MAIN: Final = "identity.json"
 _PAIR: Final = "identity.pem"
 _AUTHORITIES: Final = "authorities.pem"
+_BY_DESCRIPTOR: Final = os.open in os.supports_dir_fd and hasattr(os, "fchmod")
+"""Folders can be opened, and files in them by their names alone (Unix)."""
 
 Source = Literal["token", "local", "person"]
 """What let it in: a join token, the control socket of its own machine, or a person who compared words."""
 Stamp = tuple[int, int, int]
+_Put = Callable[[str, bytes], None]
 
 
 class Identity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -97,15 +97,15 @@ class IdentityFolder:
 
     def save(self, identity: Identity) -> None:
         """Replace what is there, at once or not at all, also when the power fails. ConfigError."""
-        with self._opened() as folder:
-            self._write(folder, identity)
+        with self._opened() as put:
+            self._write(put, identity)
 
     def update(self, identity: Identity, stamp: Stamp | None) -> bool:
         """`save`, unless somebody has written since `stamp`: then False, and nothing is changed. ConfigError."""
-        with self._opened() as folder:
+        with self._opened() as put:
             if self.stamp() != stamp:
                 return False
-            self._write(folder, identity)
+            self._write(put, identity)
         return True
 
     def stamp(self) -> Stamp | None:
@@ -117,8 +117,15 @@ class IdentityFolder:
         return status.st_ino, status.st_mtime_ns, status.st_size
 
     @contextlib.contextmanager
-    def _opened(self) -> Iterator[int]:
-        """A descriptor of the folder, made if need be, locked against other writers."""
+    def _opened(self) -> Iterator[_Put]:
+        """How to replace files of the folder, which is made if need be, and locked against other writers."""
+        if not _BY_DESCRIPTOR:
+            try:
+                with plainfolder.opened(self.path) as path:
+                    yield functools.partial(plainfolder.replace, path)
+            except OSError as error:
+                raise ConfigError(f"{self.path}: the identity cannot be written: {_words(error)}") from error
+            return
         try:
             uid, gid = _make(self.path)
             # All by descriptor and without following links: root writes here in a folder that another user owns.
@@ -128,21 +135,20 @@ class IdentityFolder:
         try:
             _belong(folder, uid, gid)
             os.fchmod(folder, 0o700)
-            if fcntl is not None:
-                fcntl.flock(folder, fcntl.LOCK_EX)
-            yield folder
+            filelock.lock(folder, wait=True)
+            yield functools.partial(_replace, folder)
         except OSError as error:
             raise ConfigError(f"{self.path}: the identity cannot be written: {_words(error)}") from error
         finally:
             os.close(folder)
 
-    def _write(self, folder: int, identity: Identity) -> None:
+    def _write(self, put: _Put, identity: Identity) -> None:
         from districomp.tls import to_pem
 
         # The truth first: the others can always be made again from it.
-        _replace(folder, _MAIN, msgspec.json.encode(identity))
-        _replace(folder, _PAIR, identity.key + identity.certificate)
-        _replace(folder, _AUTHORITIES, to_pem(identity.authorities))
+        put(_MAIN, msgspec.json.encode(identity))
+        put(_PAIR, identity.key + identity.certificate)
+        put(_AUTHORITIES, to_pem(identity.authorities))
 
 
 def _is_sound(identity: Identity) -> bool:

@@ -6,10 +6,12 @@ calls them wherever it runs. Does not decide when any of it is true.
 
 import asyncio
 import os
+from typing import TYPE_CHECKING
 
-from sdnotify import SystemdNotifier
+if TYPE_CHECKING:
+    from sdnotify import SystemdNotifier
 
-_notifier: SystemdNotifier | None = None
+_notifier: "SystemdNotifier | None" = None
 
 
 def ready(status: str = "") -> None:
@@ -65,5 +67,7 @@ def _notify(*lines: str) -> None:
     if not lines or not is_supervised():
         return
     if _notifier is None:
+        from sdnotify import SystemdNotifier  # where there is no systemd it need not be installed
+
         _notifier = SystemdNotifier()
     _notifier.notify("\n".join(lines))

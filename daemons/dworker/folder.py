@@ -5,12 +5,8 @@ import secrets
 from pathlib import Path
 from typing import Final
 
+from districomp import filelock
 from districomp.errors import ConfigError
-
-try:
-    import fcntl
-except ImportError:  # not a Unix
-    fcntl = None  # type: ignore[assignment]
 
 ID_BYTES: Final = 8
 
@@ -22,17 +18,16 @@ class StateFolder:
         self.path = path
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o600)  # not inheritable
         except OSError as error:
             raise ConfigError(f"{path}: the worker's folder cannot be used: {error.strerror}") from error
-        if fcntl is not None:
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise ConfigError(
-                    f"{path} is used by another dworker that is running; "
-                    "a second worker needs a folder of its own: set DISTRICOMP_STATE_DIR"
-                ) from None
+        try:
+            filelock.lock(self._lock, wait=False)
+        except OSError:
+            raise ConfigError(
+                f"{path} is used by another dworker that is running; "
+                "a second worker needs a folder of its own: set DISTRICOMP_STATE_DIR"
+            ) from None
 
     def worker_id(self) -> str:
         """This worker's id: random, made at the first start. ConfigError."""
