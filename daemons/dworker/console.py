@@ -79,6 +79,8 @@ def blocks(facts: Facts) -> list[Block]:
         shown += [Block("NOT JOINED", f"the worker does not run ({facts.unit})", True)]
         shown += [Block("it said", text) for text in facts.warnings]
         return [*shown, Block("what to do", "correct the image's settings, then start this machine again")]
+    if not facts.status:
+        return [*shown, Block("STARTING", "the worker is being started", True)]
     if found.state == "joined":
         return [*shown, Block("JOINED", f"this machine works for {found.name}", True)]
     if found.state == "pending":
@@ -127,9 +129,8 @@ def _trouble(facts: Facts) -> tuple[str, str, str]:
 
 def render(shown: Sequence[Block], *, is_screen: bool) -> str:
     """The lines as text: for a screen, which is cleared, or for a serial line, which may be kept as a log."""
-    lines = ["", f"{_REVERSE if is_screen else ''}{' districomp worker '.center(WIDTH, '=')}", ""]
-    if is_screen:
-        lines[1] += _PLAIN
+    heading = " districomp worker ".center(WIDTH, "=")
+    lines = ["", f"{_REVERSE}{heading}{_PLAIN}" if is_screen else heading, ""]
     for block in shown:
         label = f"  {block.label:<12} "
         wrapped = textwrap.wrap(_plain(block.text), WIDTH - len(label), break_on_hyphens=False) or [""]
@@ -140,7 +141,7 @@ def render(shown: Sequence[Block], *, is_screen: bool) -> str:
             lines.append(f"{_BOLD}{line}{_PLAIN}" if block.is_loud and is_screen else line)
         if block.is_loud:
             lines.append("")
-    return (_CLEAR if is_screen else "") + "\r\n".join([*lines, "", ""])
+    return (_CLEAR if is_screen else "") + "\r\n".join([*lines, "", "=" * WIDTH, ""])
 
 
 def _plain(text: str) -> str:
