@@ -119,7 +119,7 @@ class Authority:
                 log.info("a new cluster: %s", cluster_id(kept.authorities[0].certificate))
         try:
             authority = cls(file, kept, lifetime_s, clock)
-        except (ValueError, TypeError, IndexError, UnsupportedAlgorithm, InvalidSignature):
+        except (ValueError, TypeError, IndexError, UnsupportedAlgorithm, InvalidSignature, x509.InvalidVersion):
             # `from None`: nothing of the key may get into a traceback.
             raise file.damaged() from None
         authority.expire(clock())
@@ -265,7 +265,7 @@ class Authority:
 
 
 def _loaded(kept: Kept) -> _Current:
-    """To work with. ValueError, TypeError, IndexError, InvalidSignature, UnsupportedAlgorithm: it is damaged."""
+    """To work with. ValueError, TypeError, IndexError, InvalidSignature, UnsupportedAlgorithm, InvalidVersion: it is damaged."""
     certificates = [x509.load_der_x509_certificate(authority.certificate) for authority in kept.authorities]
     key = serialization.load_pem_private_key(kept.key.encode("ascii"), password=None)
     if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificates[0].public_key():

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import apsw
-import msgspec
 
 from dcoord import journal_rows as rows_of
 from dcoord.core.records import Head, IdentityRecord, RestoredJob, TokenRecord
 from districomp.errors import JournalError
 from districomp.model import DONE, QUEUED, STATE_NAMES, Item, Payload
 from districomp.outcome import Outcome
+from districomp.wire import UNREADABLE
 
 APPLICATION_ID: Final = 0x64636D70
 """'dcmp' in the file's header: PRAGMA application_id."""
@@ -83,7 +83,7 @@ def reported(path: Path, doing: str) -> Iterator[None]:
         ) from error
     except (apsw.Error, OSError) as error:
         raise JournalError(f"{doing} failed in {path}: {error}") from error
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise JournalError(f"{path} is damaged, {doing} failed: an entry cannot be read: {error}") from error
 
 

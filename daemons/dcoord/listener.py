@@ -253,10 +253,9 @@ class Listener:
         holder = tls.holder(connection.certificate)
         if holder is None:
             return None
-        user = f"{holder.name}/{holder.identity}"
         # Certificates are dated by the calendar, the core's clock never jumps when somebody sets that.
         expires = holder.expires - time.time() + clock.now()
-        return Principal(holder.role, holder.identity, user, holder.name, expires, holder.cluster)
+        return Principal(holder.role, holder.identity, holder.user, holder.name, expires, holder.cluster)
 
     def _greet(self, connection: Connection, hello: AnyMessage) -> None:
         """The peer says what it is; who it is was proved before."""

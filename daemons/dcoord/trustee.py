@@ -125,17 +125,16 @@ class Trustee:
 
     def web_trust(self, refused: list[str]) -> WebTrust:
         """What dcoord-web must know; its certificate is made anew when it is due."""
-        authority = self._authority
+        authority, now = self._authority, clock.now()
         if authority is None:
-            return WebTrust(b"", b"", [], b"", [])
-        now = clock.now()
+            return WebTrust(b"", b"", [], b"", [], now)
         # Read before the chain is made: a rotation may come between, and then this is done again.
         authorities = authority.authorities
         if now >= self._web_renew_at or self._web_authorities != authorities:
             self._web_chain = authority.web_chain()
             self._web_authorities = authorities
             self._web_renew_at = now + authority.chain_renew_s
-        return WebTrust(*self._web_chain, authorities, authority.grant_key, refused)
+        return WebTrust(*self._web_chain, authorities, authority.grant_key, refused, now)
 
     def web_is_due(self) -> bool:
         """Whether dcoord-web's certificate is to be made anew."""

@@ -191,8 +191,8 @@ def _pairs(document: DefinitionShowDocument) -> Iterator[tuple[str, str]]:
     )
     yield "rerun", whole.rerun
     yield "isolation", ", ".join(whole.isolation)
-    if not whole.network:
-        yield "network", "false"
+    if whole.network is not None:
+        yield "network", "true" if whole.network else "false"
     requires = whole.requires
     for key, values in (("arch", requires.arch), ("programs", requires.programs), ("labels", requires.labels)):
         if values:

@@ -423,6 +423,7 @@ class Granted(Message, tag=46):
 class WebTrust(Message, tag=47):
     """coordinator to dcoord-web, after Welcome and whenever it changes: its certificate with chain, private key (both PEM,
     both b'' if insecure), the authorities (DER), the key of grants, and the identities that are refused.
+    `now`: the clock by which grants expire (Unix seconds), which may not be the calendar's.
     """
 
     certificate: bytes
@@ -430,6 +431,7 @@ class WebTrust(Message, tag=47):
     authorities: list[bytes]
     grant_key: bytes
     refused: list[str]
+    now: float = 0.0
 
 
 # ---- administration, by role admin; each is answered by Reply or Refused ----

@@ -38,6 +38,11 @@ class Holder(NamedTuple):
     name: str
     expires: float
 
+    @property
+    def user(self) -> str:
+        """Whose the jobs are that it submits: the name is its own choice, the identity is not."""
+        return f"{self.name}/{self.identity}"
+
 
 def server_name(cluster: str) -> str:
     """What the coordinator's certificate must be for, by the id of the cluster."""

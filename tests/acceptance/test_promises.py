@@ -77,8 +77,8 @@ def _listed(text: str) -> list[str]:
 
 LATER = """
 submit copy --input a=b|submit copy --after 1|submit copy --priority 2|logs 1.0 --follow|job pause 1|job resume 1
-job priority 1 2|job remove 1|worker drain x|worker resume x|worker stop x|worker remove x|worker approve x|worker revoke x
-top|doctor|reload|config show|report 1|token create worker|ca rotate|join|enrol open|ui
+job priority 1 2|job remove 1|worker drain x|worker resume x|worker stop x
+top|doctor|reload|config show|report 1
 """
 
 

@@ -145,7 +145,7 @@ def test_a_definition_is_shown_whole(tasks_lab: TasksLab) -> None:
     lines = [line.split(None, 1) for line in shown.splitlines()]
     assert ["command", '[sh, compile.sh, "{item}", "{flags}"]'] in lines
     assert ["param", 'flags: a list of texts; default ["-O2"]'] in lines
-    assert ["limits", "time 10 min 0 s, data 64.0 MiB"] in lines
+    assert ["limits", "time 10 min, data 64.0 MiB"] in lines
     assert ["retries", "3, the first after 1.0 s; never after exit code 1"] in lines
     assert ["requires", "programs gcc"] in lines
     assert ["origin", str(tasks_lab.drop_ins / "compile.yaml")] in lines

@@ -7,7 +7,7 @@ from dcoord.core.effects import RefusedChanged, Rotate, Sign
 from dcoord.core.events import AuthoritiesChanged, Received
 from dcoord.core.records import IdentityRecord, OutcomeRecord, Restored, TokenRecord
 from dcoord.core.rights import GUEST
-from dcoord.core.trust import GUESS_S, GUESSES_MAX, PENDING_PER_ADDRESS_MAX
+from dcoord.core.trust import GUESS_S, GUESSES_MAX, PENDING_MAX, PENDING_PER_ADDRESS_MAX
 from districomp.messages import (
     PROTOCOL_VERSION,
     Admit,
@@ -21,6 +21,7 @@ from districomp.messages import (
     Machine,
     OpenEnrolment,
     Pending,
+    Refused,
     Renew,
     Reply,
     Revoke,
@@ -186,6 +187,30 @@ def test_pending_workers_are_bounded_and_one_key_is_pending_once() -> None:
     lab.gone(5000)
     lab.gone(2)
     assert len(lab.core.trust.pending) == PENDING_PER_ADDRESS_MAX - 2
+
+
+def test_a_crowd_of_one_address_does_not_keep_others_from_being_pending() -> None:
+    lab = trusting()
+    for peer in range(1, PENDING_MAX + 1):
+        address = f"10.0.0.{peer % 4}:1"
+        enrol(lab, peer, worker=f"w{peer}", spki=b"%d" % peer, address=address)
+    lab.take(Refused)
+    lab.closed.clear()
+    enrol(lab, 5000, worker="real", spki=b"real", address="10.9.9.9:1")
+    assert lab.take(Pending, 5000)
+    assert len(lab.core.trust.pending) == PENDING_MAX
+    (evicted,) = lab.closed
+    assert (evicted.code, lab.take(Refused)[0].code) == ("busy", "busy")
+
+
+def test_the_open_window_has_places_for_so_many() -> None:
+    lab = trusting()
+    admin(lab, OpenEnrolment(6, 60.0))
+    lab.core.trust.open_places = 2
+    assert enrol(lab, 1, worker="w1", spki=b"1")
+    assert enrol(lab, 2, worker="w2", spki=b"2")
+    assert enrol(lab, 3, worker="w3", spki=b"3") is None
+    assert lab.take(Pending, 3)
 
 
 # ---- identities ----

@@ -232,7 +232,7 @@ def _refuse_identity(core: "Core", identity: IdentityRecord, *, removed: bool) -
 def _open(core: "Core", message: OpenEnrolment) -> EnrolmentDocument:
     if not 0 <= message.for_s <= WINDOW_S_MAX:
         raise _RefusalError("bad_request", "enrolment can be open for 0s (closed) to 7d")
-    core.trust.open_until = core.now + message.for_s if message.for_s else 0.0
+    core.trust.open(core.now + message.for_s if message.for_s else 0.0)
     if message.for_s:
         enrol.admit_all(core)
     return EnrolmentDocument(iso_time(core.trust.open_until) if message.for_s else None)

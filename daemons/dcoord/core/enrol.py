@@ -55,7 +55,7 @@ def on_enrol(core: "Core", event: Received, principal: Principal, message: Enrol
         token, refusal = _redeem(core, event, message)
     elif refusal is None and message.role != "worker":
         refusal = "need_token", f"a client needs a token; ask for one made by: dctl token create {message.role}"
-    elif refusal is None and core.trust.open_until <= core.now:
+    elif refusal is None and not core.trust.admits_all(core.now):
         refusal = _await_person(core, event, message)
         if refusal is None:
             return
@@ -112,8 +112,14 @@ def _await_person(core: "Core", event: Received, message: Enrol) -> tuple[str, s
         if other.asked.spki == event.spki:
             end_pending(core, other.peer)
             core.effects.append(Close(other.peer, "replaced", "the same key asks again on a newer connection"))
-    if not core.trust.has_room(group):
+    room = core.trust.room_for(group)
+    if room is False:
         return "busy", "too many workers are pending; let some in with: dctl worker approve NAME"
+    if isinstance(room, PendingWorker):
+        end_pending(core, room.peer)
+        refuse_guest(
+            core, room.peer, room.asked.enrol.request, "busy", "too many of your address are pending; try again later"
+        )
     words = core.trust.words(event.spki, event.entropy)
     core.trust.pending[event.peer] = PendingWorker(
         event.peer, Asked(message, event.spki, event.entropy), words, event.address, group, core.now

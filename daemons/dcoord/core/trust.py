@@ -6,6 +6,7 @@ the driver's: here a secret is its hash, and a key is bytes.
 
 import hashlib
 import hmac
+from collections import Counter
 from typing import Final, NamedTuple
 
 from dcoord.core.records import IdentityRecord, TokenRecord
@@ -17,6 +18,8 @@ TOKEN_ID_CHARS: Final = 8
 TOKENS_MAX: Final = 10_000
 PENDING_MAX: Final = 1024
 PENDING_PER_ADDRESS_MAX: Final = 256
+WINDOW_WORKERS_MAX: Final = 4096
+"""So many an open window lets in: somebody who makes keys without end must not fill the journal."""
 GUESSES_MAX: Final = 10
 """Wrong secrets of one address within GUESS_S; after that its guesses are not even looked at."""
 GUESS_S: Final = 60.0
@@ -55,6 +58,7 @@ class Trust:
         self.identities = {identity.id: identity for identity in identities}
         self.pending: dict[int, PendingWorker] = {}
         self.open_until = 0.0
+        self.open_places = 0
         self._guesses: dict[str, list[float]] = {}
 
     def set_authorities(self, authorities: list[bytes], until: list[float]) -> None:
@@ -77,6 +81,19 @@ class Trust:
         if token.expires <= now:
             return "expired"
         return "used_up" if token.uses_left == 0 else "valid"
+
+    # ---- the window ----
+
+    def open(self, until: float) -> None:
+        """Let pending workers in by themselves until then (Unix seconds)."""
+        self.open_until, self.open_places = until, WINDOW_WORKERS_MAX
+
+    def admits_all(self, now: float) -> bool:
+        """Whether a worker without a token is let in; each takes a place of the window's."""
+        if self.open_until <= now or not self.open_places:
+            return False
+        self.open_places -= 1
+        return True
 
     # ---- guesses ----
 
@@ -136,11 +153,17 @@ class Trust:
 
     # ---- pending workers ----
 
-    def has_room(self, group: str) -> bool:
-        """Whether one more may be pending."""
-        if len(self.pending) >= PENDING_MAX:
+    def room_for(self, group: str) -> PendingWorker | bool:
+        """Whether one more of an address may be pending; or who has to make room: the newest of the largest crowd."""
+        crowds = Counter(one.group for one in self.pending.values())
+        if crowds[group] >= PENDING_PER_ADDRESS_MAX:
             return False
-        return sum(one.group == group for one in self.pending.values()) < PENDING_PER_ADDRESS_MAX
+        if len(self.pending) < PENDING_MAX:
+            return True
+        largest, size = crowds.most_common(1)[0]
+        if size <= crowds[group] + 1:
+            return False
+        return next(one for one in reversed(self.pending.values()) if one.group == largest)
 
     def words(self, spki: bytes, nonce: bytes) -> str:
         """What the pending machine shows too."""

@@ -34,7 +34,7 @@ class Askers:
         self._holders: weakref.WeakKeyDictionary[Connection, Holder | None] = weakref.WeakKeyDictionary()
 
     def asker(self, scope: Scope, now: float) -> Asker:
-        """Who asks. `now`: Unix seconds.
+        """Who asks. `now`: Unix seconds, by the calendar.
 
         Raises:
             WebError: `not_authenticated`; `revoked`; `not_allowed` for another's grant; `unreachable` while it is not
@@ -52,14 +52,14 @@ class Askers:
         if len(texts) > 1:
             raise WebError("bad_request", "a request must have at most one Authorization header")
         if texts:
-            return self._by_grant(texts[0], held, now)
+            return self._by_grant(texts[0], held)
         if held is None:
             raise WebError(
                 "not_authenticated",
                 "this needs a certificate of this cluster, or a grant (Authorization: Bearer); with `dctl join TOKEN`"
                 " you get one, and `dctl ui` opens the page",
             )
-        return Asker(Principal(held.role, held.identity, _user(held), held.name, held.expires))
+        return Asker(Principal(held.role, held.identity, held.user, held.name, held.expires))
 
     def _held(self, connection: Connection) -> Holder | None:
         if connection.certificate is None:
@@ -80,11 +80,13 @@ class Askers:
                 "not_authenticated", "this certificate has expired; renew it, or enrol anew: dctl join TOKEN"
             )
 
-    def _by_grant(self, text: bytes, held: Holder | None, now: float) -> Asker:
+    def _by_grant(self, text: bytes, held: Holder | None) -> Asker:
         if text[: len(_BEARER)].lower() != _BEARER:
             raise WebError("not_authenticated", "the Authorization header must be: Bearer GRANT")
         try:
-            grant = check(self._trust.grant_key, text[len(_BEARER) :].strip().decode("latin-1"), now)
+            grant = check(
+                self._trust.grant_key, text[len(_BEARER) :].strip().decode("latin-1"), self._trust.coordinator_now()
+            )
         except GrantError as error:
             raise WebError("not_authenticated", str(error)) from None
         if grant.identity in self._trust.refused:
@@ -92,8 +94,3 @@ class Askers:
         if held is not None and grant.identity not in ("", held.identity):
             raise WebError("not_allowed", "this grant is for another certificate than the connection's")
         return Asker(Principal(grant.role, grant.identity, grant.user, "", grant.expires), grant)
-
-
-def _user(held: Holder) -> str:
-    # As on the control port (`dcoord.listener`): the name is its holder's own choice, the identity is not.
-    return f"{held.name}/{held.identity}"

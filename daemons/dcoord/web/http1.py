@@ -154,8 +154,7 @@ class HttpConnection(asyncio.Protocol):
         """asyncio: the peer sends no more; it may still take its answer, which TLS does not know."""
         if self._is_tls or self._incoming is not None or self._current is None:
             return False
-        if not self._waiting:
-            self._current.keep_alive = False
+        (self._waiting[-1] if self._waiting else self._current).keep_alive = False
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:

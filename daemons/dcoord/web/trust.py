@@ -6,6 +6,7 @@ Must not know HTTP, nor which role may do what.
 
 import logging
 import ssl
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -33,9 +34,14 @@ class Trust:
         self.refused: frozenset[str] = frozenset()
         """Identities that were revoked."""
         self.grant_key = b""
+        self._ahead_s = time.time() - time.monotonic()
         # Without a certificate every handshake fails: nobody is let in before it is known whom to let in.
         self._context: ssl.SSLContext | None = None if insecure else ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._watchers: list[Callable[[], None]] = []
+
+    def coordinator_now(self) -> float:
+        """The time by which grants expire: the coordinator's, which does not follow a clock that is set."""
+        return time.monotonic() + self._ahead_s
 
     def context(self) -> ssl.SSLContext | None:
         """The TLS context of a new connection to the data port, None if that is plain."""
@@ -69,6 +75,8 @@ class Trust:
         self.server_names = frozenset(map(tls.server_name, self.clusters))
         self.refused = frozenset(message.refused)
         self.grant_key = message.grant_key
+        if message.now:
+            self._ahead_s = message.now - time.monotonic()
         self.is_known = True
         for changed in self._watchers:
             changed()
