@@ -6,6 +6,7 @@ alive (no test failed), or does not apply any more, or a test fails without it.
 """
 
 import os
+import queue
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import tempfile
 import time
 import tomllib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +24,10 @@ import msgspec
 FOLDER: Final = Path(__file__).resolve().parent
 ROOT: Final = FOLDER.parents[1]
 LIMIT_S: Final = 300
+SOUND_LIMIT_S: Final = 1200
+"""For all the tests without a mutant."""
+JOBS: Final = os.cpu_count() or 1
+"""So many mutants are tried side by side, each in a tree of its own."""
 
 PYTEST_FAILED: Final = 1
 """pytest's exit code for "tests were run, some failed"; any other but 0 means that it could not try."""
@@ -86,7 +92,7 @@ def planted(tree: Path, mutant: Mutant) -> Iterator[None]:
             path.write_text(text, encoding="utf-8")
 
 
-def run_tests(tree: Path, tests: list[str]) -> int:
+def run_tests(tree: Path, tests: list[str], *options: str, limit_s: int = LIMIT_S) -> int:
     """pytest's exit code; the copy's code is imported, in child processes too."""
     environment = {
         **os.environ,
@@ -102,14 +108,13 @@ def run_tests(tree: Path, tests: list[str]) -> int:
         "-q",
         "-p",
         "no:cacheprovider",
-        "-p",
-        "no:xdist",
         f"--basetemp={tree.parent}/t",
+        *options,
         *tests,
     ]
     try:
         ended = subprocess.run(
-            command, cwd=tree, env=environment, check=False, capture_output=True, text=True, timeout=LIMIT_S
+            command, cwd=tree, env=environment, check=False, capture_output=True, text=True, timeout=limit_s
         )
     except subprocess.TimeoutExpired:
         return PYTEST_FAILED
@@ -117,6 +122,8 @@ def run_tests(tree: Path, tests: list[str]) -> int:
         raise BrokenMutantError(
             f"pytest could not run {' '.join(tests)}:\n{ended.stdout[-2000:]}{ended.stderr[-2000:]}"
         )
+    if ended.returncode and limit_s == SOUND_LIMIT_S:
+        print(ended.stdout[-4000:])
     return ended.returncode
 
 
@@ -124,7 +131,7 @@ def judge(tree: Path, mutant: Mutant) -> str:
     """`caught`, `ALIVE` or `BROKEN: why`."""
     try:
         with planted(tree, mutant):
-            return "caught" if run_tests(tree, mutant.tests) == PYTEST_FAILED else "ALIVE"
+            return "caught" if run_tests(tree, mutant.tests, "-p", "no:xdist") == PYTEST_FAILED else "ALIVE"
     except BrokenMutantError as error:
         return f"BROKEN: {error}"
 
@@ -136,28 +143,36 @@ def main(names: list[str]) -> int:
         print(f"no mutant in {FOLDER} is named {' '.join(names)}")
         return 2
     with tempfile.TemporaryDirectory(prefix="dm-") as scratch:
-        tree = Path(scratch) / "tree"
-        shutil.copytree(ROOT, tree, ignore=NOT_COPIED, symlinks=True)
+        trees: queue.SimpleQueue[Path] = queue.SimpleQueue()
+        for place in range(min(JOBS, len(mutants))):
+            tree = Path(scratch) / str(place) / "tree"
+            shutil.copytree(ROOT, tree, ignore=NOT_COPIED, symlinks=True)
+            trees.put(tree)
         tests = list(dict.fromkeys(test for mutant in mutants for test in mutant.tests))
         try:
-            sound = run_tests(tree, tests) == 0
+            sound = run_tests(tree, tests, "-n", str(JOBS), limit_s=SOUND_LIMIT_S) == 0
         except BrokenMutantError as error:
             print(error)
             sound = False
         if not sound:
             print("without any mutant the tests named by them fail already: mend that first")
             return 1
-        verdicts = [report(tree, mutant) for mutant in mutants]
+        with ThreadPoolExecutor(JOBS) as pool:
+            verdicts = list(pool.map(lambda mutant: report(trees, mutant), mutants))
     caught = verdicts.count("caught")
     print(f"{caught} caught, {len(verdicts) - caught} alive or broken", flush=True)
     return 0 if caught == len(verdicts) else 1
 
 
-def report(tree: Path, mutant: Mutant) -> str:
-    """Judge one mutant and print its line."""
+def report(trees: "queue.SimpleQueue[Path]", mutant: Mutant) -> str:
+    """Judge one mutant in a tree that is free, and print its line."""
     start = time.monotonic()
-    verdict = judge(tree, mutant)
-    print(f"{verdict:8}{mutant.name:44}{time.monotonic() - start:6.1f} s  {mutant.why}", flush=True)
+    tree = trees.get()
+    try:
+        verdict = judge(tree, mutant)
+    finally:
+        trees.put(tree)
+    print(f"{verdict:8}{mutant.name:52}{time.monotonic() - start:6.1f} s  {mutant.why}", flush=True)
     return verdict
 
 
