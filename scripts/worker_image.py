@@ -41,6 +41,8 @@ _UNWANTED: Final = (
     "usr/lib/python3.*/pydoc_data", "usr/lib/python3.*/turtledemo", "usr/lib/udev/hwdb.d", "usr/lib/udev/hwdb.bin",
     "usr/share/bash-completion", "usr/share/doc", "usr/share/i18n", "usr/share/info", "usr/share/keyrings",
     "usr/share/lintian", "usr/share/locale", "usr/share/man", "usr/share/perl*", "usr/share/zsh",
+    # What the coordinator, its page and the command line alone need.
+    *(f"usr/lib/districomp/lib/python3.*/site-packages/{name}" for name in ("apsw", "dcoord", "httptools", "pygments")),
     "var/backups", "var/cache", "var/lib/apt", "var/lib/dpkg", "var/lib/systemd", "var/lib/districomp", "var/log",
     # Would look for disks, and use what they say.
     "usr/lib/systemd/system-generators/systemd-gpt-auto-generator",
@@ -67,6 +69,11 @@ _MASKED: Final = (
     "systemd-networkd-wait-online.service",
     "apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer", "fstrim.timer",
     "e2scrub_reap.service", "systemd-binfmt.service", "proc-sys-fs-binfmt_misc.automount",
+    # What nothing here uses, and what takes its time where processors are slow.
+    "dev-hugepages.mount", "sys-kernel-config.mount", "sys-kernel-debug.mount", "sys-kernel-tracing.mount",
+    "modprobe@configfs.service", "modprobe@dm_mod.service", "modprobe@drm.service", "modprobe@loop.service",
+    "kmod-static-nodes.service", "systemd-remount-fs.service", "systemd-user-sessions.service",
+    "systemd-pcrphase.service", "systemd-pcrphase-sysinit.service",
 )  # fmt: skip
 _DEBUG_SHELL: Final = """\
 [Unit]

@@ -23,8 +23,10 @@ CALM_S: Final = 5.0
 """How often it is looked once the worker has joined."""
 WIDTH: Final = 76
 LINE_CHARS_MAX: Final = 400
+SAID_MAX: Final = 3
 ADDRESSES_MAX: Final = 6
 _ETHERNET: Final = "1"
+_ENDED: Final = ("failed", "inactive", "deactivating", "auto-restart")
 _LINK_CLASS: Final = Path("/sys/class/net")
 _BOLD, _REVERSE, _PLAIN, _CLEAR = "\x1b[1m", "\x1b[1;7m", "\x1b[0m", "\x1b[2J\x1b[H"
 
@@ -50,13 +52,13 @@ class Link(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """All that the screen is made of. `unit`: systemd's state of the worker; `warnings`: the last of its log."""
+    """All that the screen is made of. `unit`: systemd's state of the worker; `said`: the last of its log."""
 
     name: str
     links: tuple[Link, ...]
     unit: str
     status: str
-    warnings: tuple[str, ...] = ()
+    said: tuple[str, ...] = ()
 
 
 class Block(NamedTuple):
@@ -75,9 +77,9 @@ def blocks(facts: Facts) -> list[Block]:
     found = standing.read(facts.status)
     shown = [Block("name", facts.name), *_network(facts.links)]
     shown.append(Block("coordinator", " at ".join(filter(None, (found.name, found.place))) or "not found yet"))
-    if facts.unit not in ("active", "activating", "reloading"):
+    if facts.unit in _ENDED:
         shown += [Block("NOT JOINED", f"the worker does not run ({facts.unit})", True)]
-        shown += [Block("it said", text) for text in facts.warnings]
+        shown += [Block("it said", text) for text in facts.said]
         return [*shown, Block("what to do", "correct the image's settings, then start this machine again")]
     if not facts.status:
         return [*shown, Block("STARTING", "the worker is being started", True)]
@@ -92,7 +94,7 @@ def blocks(facts: Facts) -> list[Block]:
             Block("", f"if they are the same: dctl worker approve {facts.name}"),
         ]
     step, text, hint = _trouble(facts)
-    said = [Block("it said", line) for line in facts.warnings if line != text]
+    said = [Block("it said", line) for line in facts.said if line != text]
     return [*shown, Block("NOT JOINED", step, True), Block("because", text), *said, Block("what to do", hint)]
 
 
@@ -118,7 +120,7 @@ def _trouble(facts: Facts) -> tuple[str, str, str]:
         return "step 1, network: no cable", "no network card has a connection", "plug a network cable in"
     if not any(link.addresses for link in facts.links):
         return "step 1, network: no address", "the network gives this machine no address yet", "wait some seconds"
-    said = " ".join([facts.status, *reversed(facts.warnings)])
+    said = " ".join([facts.status, *reversed(facts.said)])
     hint = next((hint for part, hint in _HINTS if part in facts.status), None)
     hint = hint or next((hint for part, hint in _HINTS if part in said), "wait: it goes on trying")
     is_found = "not found" not in facts.status and ("refused" in said or "refuses" in said or "not enrolled" in said)
@@ -155,9 +157,12 @@ def _plain(text: str) -> str:
 def look() -> Facts:
     """Ask the system."""
     unit, status = _unit()
-    found = standing.read(status)
-    warnings = _warnings() if found.state == "apart" else ()
-    return Facts(socket.gethostname(), _links(), unit, status, warnings)
+    said: tuple[str, ...] = ()
+    if unit in _ENDED:
+        said = _log("info")
+    elif standing.read(status).state == "apart":
+        said = _log("warning")
+    return Facts(socket.gethostname(), _links(), unit, status, said)
 
 
 def _links() -> tuple[Link, ...]:
@@ -177,17 +182,16 @@ def _links() -> tuple[Link, ...]:
 
 def _unit() -> tuple[str, str]:
     """systemd's state of the worker, and what the worker says of itself."""
-    shown = _output("systemctl", "show", "dworker.service", "--property=ActiveState,StatusText")
+    shown = _output("systemctl", "show", "dworker.service", "--property=ActiveState,SubState,StatusText")
     values = dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
-    return values.get("ActiveState", "unknown"), values.get("StatusText", "")
+    state = values.get("ActiveState", "unknown")
+    return ("auto-restart" if values.get("SubState") == "auto-restart" else state), values.get("StatusText", "")
 
 
-def _warnings() -> tuple[str, ...]:
-    """The last things that the worker warned of, the newest first."""
-    text = _output(
-        "journalctl", "--quiet", "--boot", "--unit=dworker", "--priority=warning", "--lines=3", "--output=cat"
-    )
-    return tuple(dict.fromkeys(reversed(text.splitlines())))
+def _log(level: str) -> tuple[str, ...]:
+    """The last things that the worker said, of this level or worse, the newest first."""
+    wanted = ["--identifier=dworker", f"--priority={level}", f"--lines={SAID_MAX}", "--output=cat"]
+    return tuple(dict.fromkeys(reversed(_output("journalctl", "--quiet", "--boot", *wanted).splitlines())))
 
 
 def _output(*command: str) -> str:

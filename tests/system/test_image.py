@@ -34,7 +34,7 @@ def test_a_machine_with_a_token_joins_and_works(image: Path, lab: Site, tmp_path
     disk = tmp_path / "disk"
     before = make_disk(disk)
     lab.define("boxed", {"version": 1, "command": ["sh", "-c", "ls /proc | grep -c ^[0-9]"], "isolation": "sandbox"})
-    drive = ("-drive", f"file={disk},format=raw,if=virtio", "-rtc", "base=2041-05-04")
+    drive = ("-drive", f"file={disk},format=raw,if=virtio", "-rtc", "base=2038-05-04")
     token = lab.token()
     with lab.boot(image, "--mac", MAC, "--memory", "256", token=token, more=drive) as pc:
         assert token.rpartition("-")[2].encode() not in Path(f"/proc/{pc.pid}/cmdline").read_bytes()
@@ -78,7 +78,7 @@ def check_control_groups(lab: Site) -> None:
 
 def test_a_machine_that_knows_the_cluster_waits_for_a_person(image: Path, lab: Site) -> None:
     cluster = lab.json("status")["cluster"]
-    with lab.boot(image, "--mac", MAC, "--cluster", cluster) as pc:
+    with lab.boot(image, "--mac", MAC, "--cluster", cluster, more=("-rtc", "base=2009-05-04")) as pc:
         shown = pc.until("PENDING")
         assert f"dctl worker approve {NAME}" in shown["what to do"]
         worker = lab.worker(NAME)
