@@ -8,6 +8,7 @@ import ipaddress
 import os
 import re
 import socket
+import sys
 import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
@@ -60,12 +61,16 @@ class Paths(msgspec.Struct, frozen=True):
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> "Paths":
-        """DISTRICOMP_{STATE,CONFIG,RUNTIME}_DIR, else the system's folders for root and XDG's for others."""
+        """DISTRICOMP_{STATE,CONFIG,RUNTIME}_DIR, else the system's folders for root, XDG's or LOCALAPPDATA's for others."""
         root = os.geteuid() == 0 if hasattr(os, "geteuid") else False
         home = Path(environ.get("HOME") or Path.home())
         local_state = home / ".local" / "state"
         if root:
             state, config, runtime = Path("/var/lib/districomp"), _SYSTEM_CONFIG, Path("/run/districomp")
+        elif sys.platform == "win32":
+            # In the user's profile, which others cannot read; never in the part that roams.
+            own = Path(environ.get("LOCALAPPDATA") or home / "AppData" / "Local") / "districomp"
+            state, config, runtime = own / "state", own / "config", own / "run"
         else:
             state = _xdg(environ, "XDG_STATE_HOME", local_state) / "districomp"
             config = _xdg(environ, "XDG_CONFIG_HOME", home / ".config") / "districomp"

@@ -9,6 +9,7 @@ import contextlib
 import logging
 import secrets
 import signal
+import sys
 import time
 
 from districomp import systemd
@@ -106,9 +107,7 @@ class Daemon:
 
     async def run(self) -> None:
         """Until SIGTERM or SIGINT, and then until everything is handed back; a second one does not wait for that."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            with contextlib.suppress(NotImplementedError):  # not a Unix
-                self._loop.add_signal_handler(number, self._told_to_stop)
+        self._heed_signals()
         link = asyncio.create_task(self._link.run())
         alive = asyncio.create_task(self._keep_systemd_alive())
         systemd.ready("looking for a coordinator")
@@ -127,6 +126,16 @@ class Daemon:
             self._streams.close()
             self._cache.close()
             await self._host.close()
+
+    def _heed_signals(self) -> None:
+        numbers = [signal.SIGTERM, signal.SIGINT]
+        if sys.platform == "win32":
+            numbers.append(signal.SIGBREAK)  # Ctrl+Break, and the console's window being closed
+        for number in numbers:
+            try:
+                self._loop.add_signal_handler(number, self._told_to_stop)
+            except NotImplementedError:  # not a Unix
+                signal.signal(number, lambda *_: self._loop.call_soon_threadsafe(self._told_to_stop))
 
     def _told_to_stop(self) -> None:
         if self._core.stopping:

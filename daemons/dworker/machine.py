@@ -5,6 +5,7 @@ Which programs it has is looked up when the coordinator asks: thousands of names
 
 import os
 import platform
+import sys
 from typing import Final
 
 from districomp.messages import Machine
@@ -22,9 +23,11 @@ def cpus() -> int:
 
 def memory_bytes() -> int:
     """The machine's memory; 0 if the system does not say."""
+    if sys.platform == "win32":
+        return 0
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
+    except (ValueError, OSError):
         return 0
 
 

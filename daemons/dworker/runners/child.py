@@ -15,11 +15,12 @@ from districomp.model import INLINE_BYTES_MAX, Blob
 from districomp.taskdef import Definition
 from dworker.cache import Bundle, CacheError
 from dworker.events import AttemptsEnded
-from dworker.runners import environment, sandbox
+from dworker.runners import environment, pipes, sandbox
 from dworker.runners.framing import Framing, FramingError, Waiting
 from dworker.runners.host import KILL_S, Host
-from dworker.runners.output import READ_BYTES, Tail, open_pipe, unread_bytes
+from dworker.runners.output import READ_BYTES, Tail
 from dworker.runners.spawn import Ending, Exit, NotStarted, Request
+from dworker.runners.trees import KILL
 
 DRAIN_READS: Final = 64
 """What a dead process left in its pipe is less than this many reads; an heir that goes on writing is not waited for."""
@@ -126,7 +127,7 @@ class Child:
         self._retired = True
         if self._key:
             self._close_stdin()
-            self._killer = self._host.loop.call_later(KILL_S, self._kill, signal.SIGKILL)
+            self._killer = self._host.loop.call_later(KILL_S, self._kill, KILL)
 
     # ---- start and end ----
 
@@ -149,9 +150,9 @@ class Child:
         self._starting = None
         self._framing = self._make_framing()
         self._key = self._host.start(request, self._ended)
-        self._host.loop.add_reader(self._stdout, self._heard)
+        pipes.add_reader(self._host.loop, self._stdout, self._heard)
         # Nothing is ever to be read there: it wakes us when the other end is closed.
-        self._host.loop.add_reader(self._stdin, self._unheard)
+        pipes.add_reader(self._host.loop, self._stdin, self._unheard)
         assert self._errors is not None
         self._errors.watch()
         batch, self._queue = self._queue, []
@@ -175,7 +176,7 @@ class Child:
         """TERM, KILL later. What it still answers counts."""
         if self._key and self._killer is None:
             self._kill(signal.SIGTERM)
-            self._killer = self._host.loop.call_later(KILL_S, self._kill, signal.SIGKILL)
+            self._killer = self._host.loop.call_later(KILL_S, self._kill, KILL)
 
     def _expect_end(self, why: str, *, has_all: bool = False) -> None:
         """It has closed a pipe: most likely it is about to end by itself, else it is ended.
@@ -277,11 +278,11 @@ class Child:
     def _writable(self) -> None:
         try:
             while self._unsent:
-                del self._unsent[: os.write(self._stdin, memoryview(self._unsent)[:READ_BYTES])]
+                del self._unsent[: pipes.write(self._stdin, memoryview(self._unsent)[:READ_BYTES])]
         except BlockingIOError:
             if not self._writing:
                 self._writing = True
-                self._host.loop.add_writer(self._stdin, self._writable)
+                pipes.add_writer(self._host.loop, self._stdin, self._writable)
             return
         except OSError:
             self._close_stdin()
@@ -291,8 +292,8 @@ class Child:
 
     def _unheard(self) -> None:
         """Nobody can read what we write any more, though there may be nothing left to write."""
-        self._host.loop.remove_reader(self._stdin)
-        has_all = not self._unsent and not unread_bytes(self._stdin)
+        pipes.remove_reader(self._host.loop, self._stdin)
+        has_all = not self._unsent and not pipes.unread_bytes(self._stdin)
         self._close_stdin()
         self._expect_end(_DEAF, has_all=has_all)
 
@@ -300,7 +301,7 @@ class Child:
         """Read an answer, or have the next ones come together."""
         self._readable()
         if len(self._hand) >= CROWD and self._stdout >= 0:
-            self._host.loop.remove_reader(self._stdout)
+            pipes.remove_reader(self._host.loop, self._stdout)
             self._gathering = self._host.loop.call_later(GATHER_S, self._gather)
 
     def _gather(self) -> None:
@@ -311,11 +312,11 @@ class Child:
             self._gathering = self._host.loop.call_later(GATHER_S, self._gather)
         else:
             self._gathering = None
-            self._host.loop.add_reader(self._stdout, self._heard)
+            pipes.add_reader(self._host.loop, self._stdout, self._heard)
 
     def _readable(self) -> bool:
         try:
-            data = os.read(self._stdout, READ_BYTES)
+            data = pipes.read(self._stdout, READ_BYTES)
         except BlockingIOError:
             return False
         if not data:
@@ -409,13 +410,13 @@ class Child:
     def _stop_writing(self) -> None:
         if self._writing:
             self._writing = False
-            self._host.loop.remove_writer(self._stdin)
+            pipes.remove_writer(self._host.loop, self._stdin)
 
     def _close_stdin(self) -> None:
         if self._stdin >= 0:
             self._stop_writing()
-            self._host.loop.remove_reader(self._stdin)
-            os.close(self._stdin)
+            pipes.remove_reader(self._host.loop, self._stdin)
+            pipes.close_writing(self._stdin)
             self._stdin = -1
 
     def _close_stdout(self) -> None:
@@ -423,7 +424,7 @@ class Child:
             if self._gathering is not None:
                 self._gathering.cancel()
                 self._gathering = None
-            self._host.loop.remove_reader(self._stdout)
+            pipes.remove_reader(self._host.loop, self._stdout)
             os.close(self._stdout)
             self._stdout = -1
 
@@ -432,10 +433,9 @@ def _open_pipes() -> tuple[int, int, int, int, int, int]:
     """Standard input, theirs and ours; output, ours and theirs; error, ours and theirs. OSError leaves none open."""
     opened: list[int] = []
     try:
-        opened += os.pipe()
-        os.set_blocking(opened[1], False)
-        opened += open_pipe()
-        opened += open_pipe()
+        opened += pipes.writing()
+        opened += pipes.reading()
+        opened += pipes.reading()
     except OSError:
         for fd in opened:
             os.close(fd)

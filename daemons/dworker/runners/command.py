@@ -16,11 +16,12 @@ from districomp.arguments import Arguments, ItemError, item_text
 from districomp.model import Blob, Item, item_content
 from dworker.cache import CacheError
 from dworker.events import AttemptsEnded, StartAttempts, StopAttempts
-from dworker.runners import environment, sandbox
+from dworker.runners import environment, pipes, sandbox
 from dworker.runners.host import KILL_S, Host, open_input
-from dworker.runners.output import Output, Tail, open_pipe
+from dworker.runners.output import Output, Tail
 from dworker.runners.plan import Plan, Plans
 from dworker.runners.spawn import Ending, Exit, NotStarted, Request
+from dworker.runners.trees import KILL
 
 WATCH_S: Final = 0.005
 """A process that lives longer has its pipes watched: until then they take 64 KiB by themselves."""
@@ -159,8 +160,8 @@ class CommandRunner:
             data = attempt.item_file if isinstance(content, Blob) else content
             assert data is not None
             opened.append(open_input(data))
-            opened += open_pipe()
-            opened += open_pipe()
+            opened += pipes.reading()
+            opened += pipes.reading()
         except OSError:
             for fd in opened:
                 os.close(fd)
@@ -199,7 +200,7 @@ class CommandRunner:
             self._not_started(attempt, "")
         elif attempt.key:
             self._host.kill(attempt.key, signal.SIGTERM)
-            kill: Callable[[], None] = lambda: self._host.kill(attempt.key, signal.SIGKILL)  # noqa: E731
+            kill: Callable[[], None] = lambda: self._host.kill(attempt.key, KILL)  # noqa: E731
             attempt.timers.append(self._host.loop.call_later(KILL_S, kill))
 
     # ---- after it ----

@@ -9,10 +9,13 @@ import contextlib
 import os
 import shutil
 import stat
+import sys
 from collections import deque
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, Final, NamedTuple
+
+from districomp.errors import ConfigError
 
 SPARE_MAX: Final = 64
 SPARE_S: Final = 1.0
@@ -34,7 +37,13 @@ def emptied(root: Path, executor: Executor) -> Path:
     if root.exists():
         if leftover.exists():
             remove_tree(str(leftover))
-        root.rename(leftover)
+        try:
+            root.rename(leftover)
+        except OSError as error:  # Windows: somebody's current folder is in there
+            raise ConfigError(
+                f"{root} is still used, perhaps by a task of a dworker that was killed: end it, then start again "
+                f"({error.strerror})"
+            ) from error
     if leftover.exists():
         executor.submit(remove_tree, str(leftover))
     root.mkdir(mode=0o700, parents=True)
@@ -63,7 +72,7 @@ class Folders:
         folder = f"{self._root}/{self._next}"
         os.mkdir(folder, 0o700)  # noqa: PTH102 -- once a task
         for entry in entries:
-            os.symlink(f"{bundle}/{entry}", f"{folder}/{entry}")  # noqa: PTH211 -- as above
+            _show(f"{bundle}/{entry}", f"{folder}/{entry}")
         self._made[folder] = _Made(key, os.stat(folder).st_ctime_ns, sorted(entries))  # noqa: PTH116 -- as above
         return folder
 
@@ -103,6 +112,20 @@ class Folders:
             self._executor.submit(remove_tree, folder)
 
 
+def _show(source: str, target: str) -> None:
+    """Have a file or folder of a bundle appear in a working directory."""
+    try:
+        os.symlink(source, target)  # noqa: PTH211 -- once a task
+    except OSError:
+        if sys.platform != "win32":
+            raise
+        # There it takes a privilege that few users have.
+        if os.path.isdir(source):  # noqa: PTH112 -- as above
+            shutil.copytree(source, target)
+        else:
+            shutil.copy(source, target)
+
+
 def _is_untouched(folder: str, made: _Made) -> bool:
     """Nothing was put there, and its permissions are those it was made with.
 
@@ -126,6 +149,11 @@ def remove_tree(path: str) -> None:
                 Path(name).chmod(stat.S_IRWXU)
                 shutil.rmtree(name, ignore_errors=True)
             else:
+                if sys.platform == "win32":
+                    Path(name).chmod(stat.S_IWRITE)  # there a file itself says whether it may go
                 function(name)
 
-    shutil.rmtree(path, onerror=again)
+    if sys.version_info >= (3, 12):
+        shutil.rmtree(path, onexc=again)
+    else:
+        shutil.rmtree(path, onerror=again)

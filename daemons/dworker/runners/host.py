@@ -7,6 +7,7 @@ import asyncio
 import errno
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 
 KILL_S: Final = 10.0
 """Between TERM and KILL."""
+_READ: Final = os.O_RDONLY | getattr(os, "O_BINARY", 0)
 
 
 class Host:
@@ -123,16 +125,17 @@ def make_guard(root: Path) -> landlock.Guard | None:
 def open_input(data: bytes | Path) -> int:
     """A descriptor from which a process reads this: never a pipe, so that nobody waits for one who does not read."""
     if isinstance(data, Path):
-        return os.open(data, os.O_RDONLY | os.O_CLOEXEC)
+        return os.open(data, _READ)
     if not data:
-        return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-    if hasattr(os, "memfd_create"):
+        return os.open(os.devnull, _READ)
+    if sys.platform == "linux" and hasattr(os, "memfd_create"):
         fd = os.memfd_create("stdin")
     else:
         import tempfile
 
-        fd, name = tempfile.mkstemp()
-        Path(name).unlink()
+        # It has no name, or loses it when its last descriptor is closed (Windows).
+        with tempfile.TemporaryFile(buffering=0) as file:
+            fd = os.dup(file.fileno())
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]

@@ -67,6 +67,8 @@ def abi() -> int:
     """The version of Landlock that this kernel has; 0 without."""
     if sys.platform != "linux" or not _MACHINES.fullmatch(platform.machine()):
         return 0
+    if hasattr(sys, "getandroidapilevel"):
+        return 0  # Android ends a program for a system call that it does not know
     try:
         return _syscall(_CREATE_RULESET, None, 0, _VERSION)
     except OSError:

@@ -8,8 +8,6 @@ import asyncio
 import contextlib
 import hashlib
 import os
-import select
-import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -17,35 +15,11 @@ from pathlib import Path
 from typing import Final
 
 from districomp.model import INLINE_BYTES_MAX, STDERR_TAIL_BYTES, Blob
-
-try:
-    import fcntl
-    import termios
-except ImportError:  # not a Unix
-    fcntl = termios = None  # type: ignore[assignment]
+from dworker.runners import pipes
 
 READ_BYTES: Final = 256 * 1024
-_POLL_MS: Final = 50
+_POLL_S: Final = 0.05
 _SLACK: Final = 2 * STDERR_TAIL_BYTES
-
-
-def open_pipe() -> tuple[int, int]:
-    """A pipe's reading end, which never blocks, and its writing end."""
-    reading, writing = os.pipe()
-    os.set_blocking(reading, False)
-    return reading, writing
-
-
-def unread_bytes(fd: int) -> int:
-    """How much lies in a pipe, even if nobody can read it any more. 0 if the system does not say."""
-    if fcntl is None or termios is None:
-        return 0
-    count = bytearray(4)
-    try:
-        fcntl.ioctl(fd, termios.FIONREAD, count)
-    except OSError:
-        return 0
-    return int.from_bytes(count, sys.byteorder)
 
 
 class Tail:
@@ -63,7 +37,7 @@ class Tail:
         """Read as it comes."""
         if self._fd >= 0 and not self._watching:
             self._watching = True
-            self._loop.add_reader(self._fd, self._read)
+            pipes.add_reader(self._loop, self._fd, self._read)
 
     def drain(self) -> None:
         """Take what is there, up to a bound, and close: whoever still writes is not waited for."""
@@ -78,7 +52,7 @@ class Tail:
 
     def _read(self) -> bool:
         try:
-            data = os.read(self._fd, READ_BYTES)
+            data = pipes.read(self._fd, READ_BYTES)
         except BlockingIOError:
             return False
         if not data:
@@ -92,7 +66,7 @@ class Tail:
     def _close(self) -> None:
         if self._fd >= 0:
             if self._watching:
-                self._loop.remove_reader(self._fd)
+                pipes.remove_reader(self._loop, self._fd)
             os.close(self._fd)
             self._fd = -1
 
@@ -132,7 +106,7 @@ class Output:
         """Read as it comes."""
         if self._fd >= 0 and not self._watching and self._spool is None:
             self._watching = True
-            self._loop.add_reader(self._fd, self._read)
+            pipes.add_reader(self._loop, self._fd, self._read)
 
     def finish(self) -> "bytes | asyncio.Future[Blob]":
         """The process has ended: its result, or the promise of one that is in a file. Called once."""
@@ -152,7 +126,7 @@ class Output:
 
     def _read(self) -> bool:
         try:
-            data = os.read(self._fd, READ_BYTES)
+            data = pipes.read(self._fd, READ_BYTES)
         except BlockingIOError:
             return False
         if not data:
@@ -197,7 +171,7 @@ class Output:
     def _unwatch(self) -> None:
         if self._watching:
             self._watching = False
-            self._loop.remove_reader(self._fd)
+            pipes.remove_reader(self._loop, self._fd)
 
     def _close(self) -> None:
         if self._fd >= 0:
@@ -207,13 +181,11 @@ class Output:
 
 
 def _wait_for_more(fd: int, process_ended: threading.Event) -> bytes:
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
     while True:
         last = process_ended.is_set()
         try:
-            return os.read(fd, READ_BYTES)
+            return pipes.read(fd, READ_BYTES)
         except BlockingIOError:
             if last:
                 return b""  # whoever holds the pipe open outlived the task
-            poll.poll(_POLL_MS)
+            pipes.wait(fd, _POLL_S)

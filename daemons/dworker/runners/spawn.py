@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
-from dworker.runners import limits
+from dworker.runners import limits, trees
 from dworker.runners.landlock import Guard
 from dworker.runners.orphans import children
 from dworker.runners.prctl import become_reaper
@@ -57,11 +57,11 @@ class Request(NamedTuple):
 
 
 class Exit(NamedTuple):
-    """How a process ended: `os.wait4`'s status, processor seconds, peak memory in bytes (its starter's at least)."""
+    """How a process ended: `os.wait4`'s status, processor seconds, peak memory in bytes (its starter's at least); None: unknown."""
 
     status: int
-    cpu_s: float
-    memory_bytes: int
+    cpu_s: float | None
+    memory_bytes: int | None
 
 
 class NotStarted(NamedTuple):
@@ -274,7 +274,11 @@ class SpawnServer:
 
 
 class PlainSpawner:
-    """`subprocess` and a thread a process: for systems without posix_spawn or descriptor passing, which have no guard either."""
+    """`subprocess` and a thread a process: for systems without posix_spawn or descriptor passing, which have no guard either.
+
+    It promises less: what leaves its process group, on Windows all that outlives the process, is not found (`trees.py`),
+    and should this daemon be killed, its tasks run on.
+    """
 
     def __init__(self, on_end: OnEnd) -> None:
         self._on_end = on_end
@@ -294,7 +298,7 @@ class PlainSpawner:
                 stdin=stdin,
                 stdout=stdout,
                 stderr=stderr,
-                process_group=0,
+                **trees.START,
             )
         except (OSError, ValueError) as error:
             number = error.errno or 0 if isinstance(error, OSError) else 0
@@ -309,22 +313,15 @@ class PlainSpawner:
         """See Spawner."""
         process = self._running.get(key)
         if process is not None:
-            with contextlib.suppress(OSError):
-                os.killpg(process.pid, number)
+            trees.send(process, number)
 
     async def close(self) -> None:
         """See Spawner."""
         self._closed = True
-        for key in list(self._running):
-            self.kill(key, signal.SIGKILL)
+        await asyncio.gather(*(asyncio.to_thread(trees.kill, process) for process in self._running.values()))
 
     def _wait(self, key: int, process: "subprocess.Popen[bytes]") -> None:
-        _, status, usage = os.wait4(process.pid, 0)
-        with contextlib.suppress(OSError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.returncode = os.waitstatus_to_exitcode(status)  # it must not wait for somebody else's pid
-        unit = 1 if sys.platform == "darwin" else 1024
-        ending = Exit(status, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit)
+        ending = Exit(*trees.wait(process))
         with contextlib.suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self._ended, key, ending)
 

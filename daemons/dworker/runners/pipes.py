@@ -1,0 +1,103 @@
+"""Our ends of the pipes to and from tasks: never blocking, watched by the event loop.
+
+Owns what differs between systems: here for Unix, where the loop watches a pipe as it does a socket, and in
+`pipes_windows.py`, with the same functions, for where it cannot. Must not know what goes through a pipe.
+"""
+
+import sys
+
+if sys.platform == "win32":
+    from dworker.runners.pipes_windows import (
+        add_reader,
+        add_writer,
+        close_writing,
+        read,
+        reading,
+        remove_reader,
+        remove_writer,
+        unread_bytes,
+        wait,
+        write,
+        writing,
+    )
+else:
+    import asyncio
+    import os
+    import select
+    from collections.abc import Callable
+    from typing import Any
+
+    try:
+        import fcntl
+        import termios
+    except ImportError:
+        fcntl = termios = None  # type: ignore[assignment]
+
+    read = os.read
+    """Up to so many bytes; b"" at the end. BlockingIOError if there is nothing yet."""
+    write = os.write
+    """How many of these bytes went in. BlockingIOError if there is no room, OSError if nobody can read them any more."""
+
+    def reading() -> tuple[int, int]:
+        """A pipe: its reading end, ours, and its writing end, theirs."""
+        ours, theirs = os.pipe()
+        os.set_blocking(ours, False)
+        return ours, theirs
+
+    def writing() -> tuple[int, int]:
+        """A pipe: its reading end, theirs, and its writing end, ours."""
+        theirs, ours = os.pipe()
+        os.set_blocking(ours, False)
+        return theirs, ours
+
+    def close_writing(fd: int) -> None:
+        """Close our end of `writing`."""
+        os.close(fd)
+
+    def add_reader(loop: asyncio.AbstractEventLoop, fd: int, callback: Callable[[], Any]) -> None:
+        """Have it called whenever there is something to read, or the end; of our end of `writing`: when nobody can read it."""
+        loop.add_reader(fd, callback)
+
+    def remove_reader(loop: asyncio.AbstractEventLoop, fd: int) -> None:
+        """The inverse of `add_reader`."""
+        loop.remove_reader(fd)
+
+    def add_writer(loop: asyncio.AbstractEventLoop, fd: int, callback: Callable[[], Any]) -> None:
+        """Have it called whenever there is room."""
+        loop.add_writer(fd, callback)
+
+    def remove_writer(loop: asyncio.AbstractEventLoop, fd: int) -> None:
+        """The inverse of `add_writer`."""
+        loop.remove_writer(fd)
+
+    def wait(fd: int, limit_s: float) -> None:
+        """In a thread: wait until there is something to read, or the end, or so long."""
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        poll.poll(limit_s * 1000)
+
+    def unread_bytes(fd: int) -> int:
+        """How much lies in a pipe, even if nobody can read it any more. 0 if the system does not say."""
+        if fcntl is None or termios is None:
+            return 0
+        count = bytearray(4)
+        try:
+            fcntl.ioctl(fd, termios.FIONREAD, count)
+        except OSError:
+            return 0
+        return int.from_bytes(count, sys.byteorder)
+
+
+__all__ = [
+    "add_reader",
+    "add_writer",
+    "close_writing",
+    "read",
+    "reading",
+    "remove_reader",
+    "remove_writer",
+    "unread_bytes",
+    "wait",
+    "write",
+    "writing",
+]
