@@ -67,7 +67,7 @@ class Daemon:
         self._timer_at: float | None = None
         self._stopped: asyncio.Future[None] = loop.create_future()
         limits.raise_own()
-        self._core = WorkerCore(Settings(slots, time.time_ns() // 1000, limits.isolation()))
+        self._core = WorkerCore(Settings(slots, time.time_ns() // 1000, limits.isolation(), limits.lacking()))
         self._link = self._make_link(folder, slots, paths)
         self._cache = Cache(folder.path, self._link.grants)
         self._host = Host(folder.path, slots, self._cache, self.post)

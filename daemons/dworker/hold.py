@@ -4,7 +4,7 @@ No object per waiting lease: an Assign stays the columns that it came as, with a
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -24,13 +24,14 @@ _MEMORY: Final = 0.8
 """Weight of the past in a job's mean attempt time."""
 
 
-def problem(definition: Definition | None, isolation: tuple[str, ...]) -> str:
+def problem(definition: Definition | None, isolation: tuple[str, ...], lacking: Mapping[str, str]) -> str:
     """Why tasks of a definition cannot run here, as a sentence; '' if they can. None: it could not be decoded."""
     if definition is None:
         return "This worker does not understand the definition: it is of another version of districomp."
     for level in definition.isolation:
         if level not in isolation:
-            return f"The definition asks for isolation {level!r}; this worker has {', '.join(isolation)}."
+            why = f"It has no {level}: {lacking[level]}." if lacking.get(level) else ""
+            return f"The definition asks for isolation {level!r}; this worker has {', '.join(isolation)}. {why}".strip()
     return ""
 
 

@@ -1,4 +1,7 @@
-"""Resource limits of the daemon and of the processes that it starts, and the levels of isolation; the only module that touches rlimits."""
+"""The levels of isolation, and the resource limits of the daemon and of the processes that it starts.
+
+The only module that touches rlimits; `cgroups.py`, a part of it by its purpose, is the only one that touches control groups.
+"""
 
 import contextlib
 from typing import Final
@@ -17,9 +20,19 @@ ISOLATION: Final = ("none", "rlimit")
 
 def isolation() -> tuple[str, ...]:
     """The levels that this worker can do; found out at the first call, which starts processes."""
-    from dworker.runners import sandbox
+    return (*ISOLATION, *(level for level, why in _others().items() if not why))
 
-    return ISOLATION if sandbox.find() is None else (*ISOLATION, "sandbox")
+
+def lacking() -> dict[str, str]:
+    """The levels that this worker cannot do: level -> why, as the end of a sentence."""
+    return {level: why for level, why in _others().items() if why}
+
+
+def _others() -> dict[str, str]:
+    """Level -> why not, '' if it can."""
+    from dworker.runners import cgroups, sandbox
+
+    return {"cgroup": cgroups.why_not(), "sandbox": sandbox.why_not()}
 
 
 def raise_own() -> None:

@@ -116,20 +116,31 @@ class Sandbox:
         return ""
 
 
-@functools.cache
 def find() -> Sandbox | None:
     """The sandbox of this machine, if it can do one; found out once."""
+    found = _found()
+    return found if isinstance(found, Sandbox) else None
+
+
+def why_not() -> str:
+    """Why there is none, as the end of a sentence; '' if there is one."""
+    found = _found()
+    return found if isinstance(found, str) else ""
+
+
+@functools.cache
+def _found() -> Sandbox | str:
     program = shutil.which("bwrap", path=environment.base()["PATH"]) if sys.platform == "linux" else None
-    if program is None:
-        log.debug("no isolation level sandbox: bubblewrap (bwrap) is not installed")
-        return None
-    paths = Paths.from_environment()
-    sandbox = Sandbox(program, [paths.state, paths.config, paths.runtime])
-    why = sandbox.problem()
-    if why:
-        log.debug("no isolation level sandbox: %s does not work here: %s", program, why)
-        return None
-    return sandbox
+    why = "bubblewrap (bwrap) is not installed"
+    if program is not None:
+        paths = Paths.from_environment()
+        sandbox = Sandbox(program, [paths.state, paths.config, paths.runtime])
+        problem = sandbox.problem()
+        if not problem:
+            return sandbox
+        why = f"{program} does not work here: {problem}"
+    log.debug("no isolation level sandbox: %s", why)
+    return why
 
 
 def why_not_started(stderr: bytes, program: str) -> str:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
 from dworker.runners import limits, trees
+from dworker.runners.cgroups import Group
 from dworker.runners.landlock import Guard
 from dworker.runners.orphans import children
 from dworker.runners.prctl import become_reaper
@@ -45,7 +46,8 @@ _GENERATIONS_MAX: Final = 1000
 class Request(NamedTuple):
     """One process to be started. `program` is a path; the descriptors become its 0, 1 and 2 and are closed here.
 
-    `is_boxed`: it is a bubblewrap, with a fourth descriptor of arguments to itself; see `sandbox.py`.
+    `is_boxed`: it is a bubblewrap, with a fourth descriptor of arguments to itself; see `sandbox.py`. With a `group` there
+    is a last one, by which the process enters that before it is the program.
     """
 
     folder: str
@@ -54,14 +56,19 @@ class Request(NamedTuple):
     env: dict[str, str]
     fds: tuple[int, ...]
     is_boxed: bool = False
+    group: Group | None = None
 
 
 class Exit(NamedTuple):
-    """How a process ended: `os.wait4`'s status, processor seconds, peak memory in bytes (its starter's at least); None: unknown."""
+    """How a process ended: `os.wait4`'s status, processor seconds, peak memory in bytes (its starter's at least); None: unknown.
+
+    `over`: the reason, of the closed list, why the kernel stopped it or refused it something, '' if not.
+    """
 
     status: int
     cpu_s: float | None
     memory_bytes: int | None
+    over: str = ""
 
 
 class NotStarted(NamedTuple):
@@ -139,7 +146,7 @@ class SpawnServer:
             if ruleset is not None:
                 self._send(("guard",), (ruleset,))
         self._running[key] = 0
-        self._send(("spawn", key, *request[:4], request.is_boxed), request.fds)
+        self._send(("spawn", key, *request[:4], request.is_boxed, request.group is not None), request.fds)
 
     def kill(self, key: int, number: int) -> None:
         """See Spawner."""

@@ -6,9 +6,9 @@ because a start must not wait for anything else.
 
 Requests and replies are frames: 4 bytes of length (native order), then a `marshal` of a tuple; both
 sides are the same interpreter and trust each other. Requests:
-    ("spawn", key, folder, program, argv, env, boxed)   with three descriptors (0, 1, 2) by SCM_RIGHTS, in order
-    ("kill", key, signal)                               to the process group
-    ("guard",)                                          with a descriptor of a Landlock ruleset
+    ("spawn", key, folder, program, argv, env, boxed, grouped)  with three descriptors (0, 1, 2) by SCM_RIGHTS, in order
+    ("kill", key, signal)                                       to the process group
+    ("guard",)                                                  with a descriptor of a Landlock ruleset
 Replies, several to a frame, each a tuple:
     ("pid", key, pid) ("failed", key, errno, text) ("exited", key, status, cpu_s, memory_bytes)
 
@@ -26,6 +26,8 @@ what is boxed (bubblewrap could not mount), and look at what former threads have
 What is boxed is a bubblewrap. A fourth descriptor comes with it, of arguments to itself, and it gets one more to
 say which process is the inside and how its command ended. Signals go there. Its end is told when the
 inside has ended too: then nothing in it runs any more, and what it has used is known.
+
+What is grouped is put into a control group, of which the last descriptor is the door: see `launch.py`.
 """
 
 # ruff: noqa: SIM105 -- contextlib would cost more than the rest of this process
@@ -41,6 +43,7 @@ import time
 from collections.abc import Callable
 
 from dworker.runners.box import Box, is_our_child
+from dworker.runners.launch import DEFAULT_SIGNALS, failure, start, start_in_group
 from dworker.runners.orphans import Orphans, kill_children, own_tokens, tokens_of
 from dworker.runners.prctl import become_reaper, hide, restrict
 
@@ -50,10 +53,6 @@ RECEIVE_BYTES = 256 * 1024
 FDS_MAX = 253  # SCM_MAX_FD
 KILL_ALL_S = 60.0
 _LENGTH = struct.Struct("=I")
-# What the interpreter ignores and what this process does must not be inherited.
-_DEFAULT_SIGNALS = [
-    getattr(signal, name) for name in ("SIGPIPE", "SIGXFSZ", "SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
-]
 
 
 class Starter:
@@ -82,6 +81,7 @@ class Server:
         self.tokens: dict[int, list[bytes]] = {}  # pid -> what its descendants are known by
         self.orphans = Orphans(self.tokens_of)
         self.boxes: dict[int, Box] = {}  # pid of a bubblewrap
+        self.doubts: dict[int, int] = {}  # pid -> a descriptor for `failure`
         self.insides: dict[int, tuple[int, int, float, int]] = {}  # pid -> key, status and usage of its bubblewrap
         self.replies: list[tuple[object, ...]] = []
         self.unsent = bytearray()
@@ -217,16 +217,17 @@ class Server:
         return True
 
     def spawn(  # noqa: PLR0917 -- a request, as it comes
-        self, key: int, folder: str, program: str, argv: list[str], env: dict[str, str], boxed: bool
+        self, key: int, folder: str, program: str, argv: list[str], env: dict[str, str], boxed: bool, grouped: bool
     ) -> None:
-        """Start one process; its descriptors are the next three, or four."""
-        count = 4 if boxed else 3
+        """Start one process; its descriptors are the next three, one more if it is boxed, and one more if it is grouped."""
+        count = 3 + boxed + grouped
         fds, self.fds = self.fds[:count], self.fds[count:]
+        group = fds[-1] if grouped else -1
         try:
             if boxed:
-                pid = self.start_boxed(folder, program, argv, env, fds)
+                pid = self.start_boxed(folder, program, argv, env, fds, group)
             else:
-                pid = self.start(folder, program, argv, env, fds)
+                pid = self.start(folder, program, argv, env, fds[:3], group)
         except (OSError, ValueError) as error:
             code = getattr(error, "errno", None) or errno.EINVAL
             self.replies.append(("failed", key, code, str(error)))
@@ -240,19 +241,22 @@ class Server:
         for fd in fds:
             os.close(fd)
 
-    def start(self, folder: str, program: str, argv: list[str], env: dict[str, str], fds: list[int]) -> int:
+    def start(  # noqa: PLR0917 -- as above
+        self, folder: str, program: str, argv: list[str], env: dict[str, str], fds: list[int], group: int
+    ) -> int:
         """Start a process in this thread, and so under its ruleset; the pid."""
         starter = self.starter
-        if starter is None:
-            return start(folder, program, argv, env, fds)
-        if starter.refusal is not None:
+        if starter is not None and starter.refusal is not None:
             raise OSError(*starter.refusal)
-        pid = start(folder, program, argv, env, fds)
-        self.starters[pid] = starter
-        starter.running += 1
+        pid = self.launch(folder, program, argv, env, fds, group)
+        if starter is not None:
+            self.starters[pid] = starter
+            starter.running += 1
         return pid
 
-    def start_boxed(self, folder: str, program: str, argv: list[str], env: dict[str, str], fds: list[int]) -> int:
+    def start_boxed(  # noqa: PLR0917 -- as above
+        self, folder: str, program: str, argv: list[str], env: dict[str, str], fds: list[int], group: int
+    ) -> int:
         """Start a bubblewrap in the main thread; the pid."""
         reading, writing = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(reading, False)
@@ -261,7 +265,7 @@ class Server:
 
         def errand() -> None:
             try:
-                result.append(start(folder, program, own, env, fds[:3]))
+                result.append(self.launch(folder, program, own, env, fds[:3], group))
             except (OSError, ValueError) as error:
                 result.append(error)
 
@@ -274,6 +278,15 @@ class Server:
             os.close(reading)
             raise pid
         self.boxes[pid] = Box(reading)
+        return pid
+
+    def launch(  # noqa: PLR0917 -- as above
+        self, folder: str, program: str, argv: list[str], env: dict[str, str], fds: list[int], group: int
+    ) -> int:
+        """Start a process, in a control group if there is one; the pid."""
+        if group < 0:
+            return start(folder, program, argv, env, fds)
+        pid, self.doubts[pid] = start_in_group(folder, program, argv, env, fds, group)
         return pid
 
     def kill(self, key: int, number: int) -> None:
@@ -338,6 +351,8 @@ class Server:
             starter.running -= 1
             if starter.is_retired and not starter.running:
                 starter.may_end.release()
+        doubt = self.doubts.pop(pid, -1)
+        refusal = failure(doubt) if doubt >= 0 else None
         box = self.boxes.pop(pid, None)
         if box is not None:
             status = box.close(status)
@@ -345,6 +360,10 @@ class Server:
                 self.insides[box.inside] = key, status, cpu_s, memory
                 os.kill(box.inside, signal.SIGKILL)
                 return
+        if refusal is not None:
+            self.replies.append(("failed", key, *refusal))
+            self.urgent = True
+            return
         self.tell(key, status, cpu_s, memory)
 
     def tell(self, key: int, status: int, cpu_s: float, memory: int) -> None:
@@ -374,20 +393,6 @@ class Server:
                 self.unsent.clear()
 
 
-def start(folder: str, program: str, argv: list[str], env: dict[str, str], fds: list[int]) -> int:
-    """Start a process with these descriptors as 0, 1 and 2; the pid."""
-    os.chdir(folder)
-    return os.posix_spawn(
-        program,
-        argv,
-        env,
-        file_actions=[(os.POSIX_SPAWN_DUP2, fd, target) for target, fd in enumerate(fds)],
-        setpgroup=0,
-        setsigmask=(),
-        setsigdef=_DEFAULT_SIGNALS,
-    )
-
-
 def kill_all(server: Server) -> None:
     """The worker is gone: kill what descends from us until nothing is left."""
     for pid in server.keys:
@@ -409,7 +414,7 @@ def kill_all(server: Server) -> None:
 def main(fd: int) -> None:
     """Serve on a descriptor, until its other end is closed."""
     os.set_inheritable(fd, False)
-    for number in _DEFAULT_SIGNALS:
+    for number in DEFAULT_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     become_reaper()
     hide()
