@@ -67,12 +67,13 @@ HAND_BACK_S: Final = 5.0
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """What the core is told at its start. `first_serial`: above all that an earlier process of this worker used."""
+    """What the core is told at its start. `first_serial`: above all that an earlier process of this worker used. `lacking`: why not."""
 
     slots: int
     first_serial: int
     isolation: tuple[str, ...] = ("none", "rlimit")
 
+    lacking: dict[str, str] = {}
 
 class WorkerCore:
     """A worker, without its body."""
@@ -260,8 +261,8 @@ class WorkerCore:
         if spec.definition not in self._definitions:
             self._reset("protocol", f"job {spec.job} uses a definition that was not sent")
             return
-        definition = self._definitions[spec.definition]
-        self._works[spec.job] = Work(spec, definition, problem(definition, self.settings.isolation))
+        definition, settings = self._definitions[spec.definition], self.settings
+        self._works[spec.job] = Work(spec, definition, problem(definition, settings.isolation, settings.lacking))
         if len(self._works) > WORKS_MAX:
             idle = next((job for job, work in self._works.items() if not work.held and job != spec.job), None)
             if idle is not None:

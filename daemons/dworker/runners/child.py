@@ -252,7 +252,7 @@ class Child:
             if self._verdict is None and code == 0 and self._framing.may_end:
                 return
             columns["exit_codes"], columns["signals"] = [code if code >= 0 else None], [-code if code < 0 else None]
-            reason, why = self._verdict or (("signal", "") if code < 0 else ("exit", ""))
+            reason, why = self._verdict or (ending.over or ("signal" if code < 0 else "exit"), "")
             if code == 0 and self._verdict is None:
                 reason, why = "output_invalid", self._framing.no_answer
         else:

@@ -249,7 +249,7 @@ class CommandRunner:
         if code < 0:
             columns["signals"] = [-code]
         columns["cpu_s"], columns["memory_bytes"] = [ending.cpu_s], [ending.memory_bytes]
-        reason = attempt.verdict or ("signal" if code < 0 else "exit" if code else "")
+        reason = attempt.verdict or ending.over or ("signal" if code < 0 else "exit" if code else "")
         if reason:
             columns["reasons"] = [reason]
         else:
