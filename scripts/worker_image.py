@@ -105,11 +105,11 @@ def main() -> int:
     parser.add_argument("--fresh", action="store_true", help="fetch and build everything anew")
     parsed = parser.parse_args()
     try:
-        baked = _baked(parsed)
+        own = baked(parsed.token_file, parsed.cluster, parsed.debug)
         if os.geteuid() != 0:
             raise ValueError("building a Debian root needs root: sudo make -C os image")
         built = build(parsed.small, parsed.packages, parsed.fresh)
-        for path in put(built, baked, parsed.output):
+        for path in put(built, own, parsed.output):
             sys.stdout.write(f"{path}  {path.stat().st_size / 1e6:.1f} MB\n")
     except (OSError, ValueError, subprocess.CalledProcessError) as error:
         sys.stderr.write(f"{error}\n{getattr(error, 'stderr', None) or ''}")
@@ -117,24 +117,22 @@ def main() -> int:
     return 0
 
 
-def _baked(parsed: argparse.Namespace) -> dict[str, cpio.Entry]:
-    """What this image alone has. ValueError says what is wrong with it."""
+def baked(token_file: Path | None, cluster: str, debug: bool) -> dict[str, cpio.Entry]:
+    """What one image alone has. ValueError says what is wrong with it."""
     entries = {}
-    if parsed.token_file is not None:
-        token = parsed.token_file.read_text("ascii").strip()
+    if token_file is not None:
+        token = token_file.read_text("ascii").strip()
         # As strict as districomp.tokens, which is not to be had here, is about its form; it never gets into a message.
         if not re.fullmatch(r"dcw1-[a-z2-7]{26}-[a-z2-7]{26}", token.lower()):
-            raise ValueError(
-                f"{parsed.token_file} holds no worker's join token; make one with: dctl token create worker"
-            )
+            raise ValueError(f"{token_file} holds no worker's join token; make one with: dctl token create worker")
         entries["etc/credstore"] = cpio.folder(0o700)
         entries["etc/credstore/districomp.token"] = cpio.file(token.encode() + b"\n", 0o600)
-    if parsed.cluster:
-        if not re.fullmatch(r"[a-z2-7]{26}", parsed.cluster.lower()):
-            raise ValueError(f"{parsed.cluster!r} is not a cluster's id; dctl status shows it")
-        line = f"districomp.cluster={parsed.cluster.lower()}\n"
+    if cluster:
+        if not re.fullmatch(r"[a-z2-7]{26}", cluster.lower()):
+            raise ValueError(f"{cluster!r} is not a cluster's id; dctl status shows it")
+        line = f"districomp.cluster={cluster.lower()}\n"
         entries["usr/lib/districomp/baked"] = cpio.file(line.encode())
-    if parsed.debug:
+    if debug:
         unit = "etc/systemd/system/districomp-debug.service"
         entries[unit] = cpio.file(_DEBUG_SHELL.encode())
         entries["etc/systemd/system/multi-user.target.wants/districomp-debug.service"] = cpio.link(f"/{unit}")
@@ -197,7 +195,7 @@ def _build(root: Path, tree: Path, debs: list[Path], built: Path, epoch: int) ->
     unfinished.mkdir(parents=True)
     with tempfile.TemporaryDirectory(dir=built.parent) as folder:
         work = Path(folder) / "root"
-        _run("cp", "--archive", "--reflink=auto", str(root), str(work))
+        _run("cp", "--archive", "--reflink=auto", f"{root}/.", str(work))
         _install(work, debs, epoch)
         kernel.install_modules(tree, work)
         _strip(work)
@@ -264,7 +262,6 @@ def _settle(work: Path) -> None:
     (work / "etc" / "resolv.conf").unlink(missing_ok=True)
     (work / "etc" / "resolv.conf").symlink_to("/run/resolv.conf")
     (work / "etc" / "hostname").unlink(missing_ok=True)
-    _run("chroot", str(work), "ldconfig", "-X")
 
 
 def _compile(work: Path, epoch: int) -> None:
@@ -291,10 +288,10 @@ def _early(tree: Path, squashed: Path) -> dict[str, cpio.Entry]:
     return entries | {f"modules/{path.name}": cpio.file(path.read_bytes()) for path in modules}
 
 
-def put(built: Path, baked: dict[str, cpio.Entry], output: Path) -> list[Path]:
+def put(built: Path, own: dict[str, cpio.Entry], output: Path) -> list[Path]:
     """The image's files in a folder; what holds a token is for its owner's eyes."""
     output.mkdir(parents=True, exist_ok=True)
-    has_secret = any(path.endswith("districomp.token") for path in baked)
+    has_secret = any(path.endswith("districomp.token") for path in own)
     paths = [output / name for name in ("vmlinuz", "initrd.img", "cmdline")]
     for path in paths:
         # Not to be seen half written by a machine that boots, and never for a moment readable by others.
@@ -304,8 +301,8 @@ def put(built: Path, baked: dict[str, cpio.Entry], output: Path) -> list[Path]:
         opened = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         with os.fdopen(opened, "wb") as file, (built / path.name).open("rb") as source:
             shutil.copyfileobj(source, file)
-            if baked and path.name == "initrd.img":
-                cpio.write(baked, file, 0)
+            if own and path.name == "initrd.img":
+                cpio.write(own, file, 0)
         unfinished.rename(path)
     return paths
 

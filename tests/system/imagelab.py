@@ -28,20 +28,24 @@ _EPOCH: Final = "1700000000"
 _HEADING: Final = "= districomp worker ="
 
 
+def built_packages(output: Path) -> Path:
+    """`make packages` into a folder, dated so that the same tree gives the same image whatever is committed."""
+    _build([sys.executable, str(ROOT / "scripts" / "packages.py"), "--output", str(output)])
+    return output
+
+
 def built_image(output: Path, *settings: str) -> Path:
     """`make -C os image SMALL=1` into a folder; the big part is built once and kept, for all tests and runs."""
-    command = ["make", "-C", str(ROOT / "os"), "image", "SMALL=1", f"OUT={output}", f"PYTHON={sys.executable}"]
+    _build(["make", "-C", str(ROOT / "os"), "image", "SMALL=1", f"OUT={output}", f"PYTHON={sys.executable}", *settings])
+    return output
+
+
+def _build(command: list[str]) -> None:
     environment = {**os.environ, "SOURCE_DATE_EPOCH": _EPOCH}
     done = subprocess.run(
-        [*command, *settings],
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        timeout=BUILD_S,
-        env=environment,
+        command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=BUILD_S, env=environment
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    return output
 
 
 class Site:

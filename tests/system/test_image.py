@@ -1,6 +1,7 @@
 """The worker's image in QEMU, on a network without DHCP: it joins by a token, by a person, and says what is wrong."""
 
 import hashlib
+import os
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -8,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from .imagelab import BUILD_S, Site, built_image, site
+from scripts import debian_root
+
+from .imagelab import BUILD_S, Site, built_image, built_packages, site
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
@@ -17,8 +20,13 @@ NAME = "dworker-1a2b3c"
 
 
 @pytest.fixture(scope="module")
-def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return built_image(tmp_path_factory.mktemp("image"))
+def debs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return built_packages(tmp_path_factory.mktemp("debs"))
+
+
+@pytest.fixture(scope="module")
+def image(debs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return built_image(tmp_path_factory.mktemp("image"), f"DEBS={debs}")
 
 
 @pytest.fixture
@@ -26,6 +34,29 @@ def lab() -> Iterator[Site]:
     # A socket's path is short.
     with tempfile.TemporaryDirectory() as folder, site(Path(folder)) as found:
         yield found
+
+
+@pytest.mark.timeout(2 * BUILD_S)
+def test_the_same_packages_give_the_same_bytes(
+    image: Path, debs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Built again from the same Debian packages, by somebody else, elsewhere on earth."""
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    for kind in ("root-*", "kernel-*"):
+        for folder in debian_root.cache_folder().glob(kind):
+            (cache / folder.name).symlink_to(folder)
+    for name, value in {"DISTRICOMP_BUILD_CACHE": str(cache), "TZ": "Asia/Tokyo", "LANG": "C"}.items():
+        monkeypatch.setenv(name, value)
+    before = os.umask(0o077)
+    try:
+        again = built_image(tmp_path / "again", f"DEBS={debs}")
+    finally:
+        os.umask(before)
+    assert list(cache.glob("image-*")), "nothing was built anew"
+    for name in ("vmlinuz", "initrd.img", "cmdline"):
+        one, other = (hashlib.sha256((folder / name).read_bytes()).hexdigest() for folder in (image, again))
+        assert one == other, name
 
 
 @pytest.mark.timeout(BUILD_S + 300)
@@ -92,7 +123,7 @@ def test_a_machine_that_knows_the_cluster_waits_for_a_person(image: Path, lab: S
 
 def test_a_machine_with_a_token_that_is_refused_says_so(image: Path, lab: Site) -> None:
     token = lab.token()
-    lab.dctl("token", "revoke", lab.json("token", "list")[0]["token"], "--yes")
+    lab.dctl("token", "revoke", lab.json("token", "list")[0]["id"], "--yes")
     with lab.boot(image, "--mac", MAC, token=token) as pc:
         shown = pc.until("because", "revoked")
         assert shown["NOT JOINED"] == "step 4, enrolment: refused"
