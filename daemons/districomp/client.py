@@ -44,6 +44,7 @@ from districomp.messages import (
     Watch,
 )
 from districomp.model import Blob
+from districomp.wire import UNREADABLE
 
 if TYPE_CHECKING:
     from districomp.client_admin import Admin
@@ -385,7 +386,7 @@ def _documents(link: Link, request: int, kind: type[Document]) -> list[Document]
 def _document(body: bytes, kind: type[Document]) -> Document:
     try:
         return msgspec.msgpack.decode(body, type=kind)
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise RemoteProtocolError(f"the coordinator sent a {kind.__name__} that cannot be read: {error}") from error
 
 

@@ -8,7 +8,7 @@ import ssl
 from urllib.parse import urlsplit
 
 from districomp.client_pool import DataPlace
-from districomp.errors import TrustError
+from districomp.errors import RemoteProtocolError, TrustError
 
 
 class _VerifiedConnection(http.client.HTTPConnection):
@@ -34,7 +34,21 @@ class _VerifiedConnection(http.client.HTTPConnection):
 
 
 def connection_to(place: DataPlace, timeout_s: float) -> http.client.HTTPConnection:
-    """A connection, made at the first request. TrustError if a cluster with authorities has a data port without TLS."""
+    """A connection, made at the first request.
+
+    Raises:
+        TrustError: a cluster with authorities has a data port without TLS.
+        RemoteProtocolError: the coordinator's URL of its data port is none.
+    """
+    try:
+        return _connection_to(place, timeout_s)
+    except (ValueError, http.client.InvalidURL) as error:
+        raise RemoteProtocolError(
+            f"the coordinator says that its data port is at {place.url!r:.200}: {error}"
+        ) from error
+
+
+def _connection_to(place: DataPlace, timeout_s: float) -> http.client.HTTPConnection:
     parts = urlsplit(place.url)
     host = parts.hostname or ""
     if not place.authorities:

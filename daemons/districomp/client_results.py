@@ -13,6 +13,7 @@ import msgspec
 from districomp.errors import DistricompError, RemoteProtocolError
 from districomp.model import DONE, QUEUED, STATE_NAMES, Blob, Payload, payload_size, task_text
 from districomp.outcome import Outcome
+from districomp.wire import UNREADABLE
 
 SHELF_BYTES: Final = 32 * 1024 * 1024
 """Results that wait for an earlier one are kept in memory up to this, then in a temporary file."""
@@ -153,10 +154,7 @@ class Ledger:
 
     def read(self, body: bytes) -> Outcome:
         """A row; what it makes void is known from now on. RemoteProtocolError if it makes no sense for this job."""
-        try:
-            outcome = _outcomes.decode(body)
-        except msgspec.MsgspecError as error:
-            raise RemoteProtocolError(f"the coordinator sent a row that cannot be read: {error}") from error
+        outcome = _read(body)
         if any(not 0 <= index < len(self._marks) for index in outcome.indexes):
             raise RemoteProtocolError(f"the coordinator sent a result of a task that job {outcome.job} does not have")
         if any(not 0 <= state < len(STATE_NAMES) for state in [*outcome.states, outcome.sweep or QUEUED]):
@@ -231,14 +229,24 @@ def ended_tasks(outcome: Outcome) -> Iterator[TaskRecord]:
 
 
 def stderr_of(body: bytes, index: int) -> bytes | None:
-    """What an attempt of a task wrote to standard error, if this row has one."""
-    outcome = _outcomes.decode(body)
+    """What an attempt of a task wrote to standard error, if this row has one. RemoteProtocolError if it makes no sense."""
+    outcome = _read(body)
     if index not in outcome.indexes:
         return None
     place = outcome.indexes.index(index)
-    if outcome.attempts and outcome.attempts[place] == 0:  # cancelled before there was one
-        return None
-    return outcome.stderr[place] if outcome.stderr else b""
+    try:
+        if outcome.attempts and outcome.attempts[place] == 0:  # cancelled before there was one
+            return None
+        return outcome.stderr[place] if outcome.stderr else b""
+    except IndexError as error:
+        raise RemoteProtocolError(f"the coordinator sent a row that cannot be read: {error}") from error
+
+
+def _read(body: bytes) -> Outcome:
+    try:
+        return _outcomes.decode(body)
+    except UNREADABLE as error:
+        raise RemoteProtocolError(f"the coordinator sent a row that cannot be read: {error}") from error
 
 
 def in_task_order(records: Iterable[TaskRecord | Requeued]) -> Iterator[TaskRecord]:

@@ -146,12 +146,17 @@ class Browser:
             self._spawn(self._resolve(zeroconf, name))
 
     async def _resolve(self, zeroconf: "Zeroconf", name: str) -> None:
-        from zeroconf import DNSQuestionType
+        from zeroconf import DNSQuestionType, Error
         from zeroconf.asyncio import AsyncServiceInfo
 
-        info = AsyncServiceInfo(SERVICE_TYPE, name)
-        if not info.load_from_cache(zeroconf):
-            await info.async_request(zeroconf, RESOLVE_MS, DNSQuestionType.QM)
+        try:
+            info = AsyncServiceInfo(SERVICE_TYPE, name)
+            if not info.load_from_cache(zeroconf):
+                await info.async_request(zeroconf, RESOLVE_MS, DNSQuestionType.QM)
+        except Error as error:
+            # Not a service's name, or one that cannot be asked for.
+            _log.debug("an advertisement is named %.100r: %.200s", name, error)
+            return
         found = _read(info)
         if found is None:
             _log.debug("an advertisement named %.100s is not a coordinator's", name)

@@ -128,7 +128,7 @@ def encode_definition(definition: Definition) -> bytes:
 
 
 def decode_definition(body: bytes) -> Definition:
-    """The inverse of `encode_definition`; msgspec.MsgspecError if it is not one."""
+    """The inverse of `encode_definition`; one of `wire.UNREADABLE` if it is not one."""
     return msgspec.msgpack.decode(body, type=Definition)
 
 

@@ -5,6 +5,7 @@ nothing of sockets, time or what a message means.
 """
 
 import struct
+from typing import Final
 
 import msgspec
 
@@ -13,6 +14,8 @@ from districomp.messages import FRAME_BYTES_MAX, GREETING_BYTES_MAX, AnyMessage,
 
 GREETING_MESSAGES_MAX = 64
 """What is decoded at once of somebody who has not said who it is: 256 KiB of the smallest would take 20 ms."""
+UNREADABLE: Final = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
+"""What msgspec raises for bytes that are not what they should be."""
 _LENGTH = struct.Struct(">I")
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessage)
@@ -84,5 +87,5 @@ class Decoder:
 def _decode(frame: memoryview) -> AnyMessage:
     try:
         return _decoder.decode(frame)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise RemoteProtocolError(f"a frame is not a message of this protocol: {error}") from error

@@ -7,6 +7,7 @@ what runs.
 import asyncio
 import logging
 import random
+import re
 import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError, ThreadPoolExecutor
@@ -17,6 +18,7 @@ import msgspec
 
 from districomp.model import Blob, task_text
 from districomp.taskdef import BundleFile
+from districomp.wire import UNREADABLE
 from dworker.grants import GrantError, Grants, Need, Place
 from dworker.runners.folders import emptied, remove_tree
 
@@ -33,6 +35,8 @@ RETRY_MAX_S: Final = 5.0
 BUNDLE_FILES_MAX: Final = 10_000
 BUNDLE_BYTES_MAX: Final = 1024**3
 MANIFEST_BYTES_MAX: Final = 8 * 1024 * 1024
+
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 
 T = TypeVar("T")
 
@@ -236,7 +240,7 @@ def read_manifest(body: bytes) -> list[BundleFile]:
     """A bundle's manifest, checked: nothing in it may lead out of the bundle's folder. CacheError."""
     try:
         files = msgspec.msgpack.decode(body, type=list[BundleFile])
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise CacheError(f"The bundle's manifest is not one: {error}.") from error
     if len(files) > BUNDLE_FILES_MAX or sum(file.size for file in files) > BUNDLE_BYTES_MAX:
         raise CacheError("The bundle has more than 10,000 files or 1 GiB.")
@@ -245,7 +249,7 @@ def read_manifest(body: bytes) -> list[BundleFile]:
         clean = str(path) == file.path and "\0" not in file.path and not path.is_absolute()
         if not clean or not path.parts or ".." in path.parts or file.path == "." or file.size < 0:
             raise CacheError(f"The bundle's manifest has a path that is not allowed: {file.path[:80]!r}.")
-        if len(file.sha256) != 64 or not file.sha256.isalnum():
+        if not _DIGEST.fullmatch(file.sha256):
             raise CacheError(f"The bundle's manifest has a digest that is none, of {file.path[:80]!r}.")
     if len({file.path for file in files}) != len(files):
         raise CacheError("The bundle's manifest names a file twice.")

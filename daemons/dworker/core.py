@@ -29,6 +29,7 @@ from districomp.messages import (
 )
 from districomp.model import Blob
 from districomp.taskdef import Definition, decode_definition
+from districomp.wire import UNREADABLE
 from dworker.events import (
     AttemptsEnded,
     Connected,
@@ -72,8 +73,8 @@ class Settings(msgspec.Struct, frozen=True):
     slots: int
     first_serial: int
     isolation: tuple[str, ...] = ("none", "rlimit")
-
     lacking: dict[str, str] = {}
+
 
 class WorkerCore:
     """A worker, without its body."""
@@ -230,7 +231,7 @@ class WorkerCore:
             case Define():
                 try:
                     self._definitions[message.digest] = decode_definition(message.body)
-                except (msgspec.MsgspecError, UnicodeDecodeError):
+                except UNREADABLE:
                     self._definitions[message.digest] = None
             case JobSpec():
                 self._on_job(message)

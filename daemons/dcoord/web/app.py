@@ -103,7 +103,8 @@ class WebApps:
 
 
 def _bottle(*groups: PageRoutes | ApiRoutes | PayloadRoutes) -> Bottle:
-    app = Bottle(catchall=False)
+    app = Bottle()
+    app.config["catchall"] = False
     app.install(_operating_errors)
     for group in groups:
         group.add_to(app)

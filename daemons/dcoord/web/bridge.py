@@ -106,12 +106,21 @@ def _environ(scope: Scope, body: bytes) -> dict[str, Any]:
     for raw_name, raw_value in scope["headers"]:
         name = raw_name.decode("latin-1").upper().replace("-", "_")
         # A name with "_" would be taken for its namesake with "-": it is nobody's header here.
-        if b"_" in raw_name or name in ("CONTENT_LENGTH", "CONTENT_TYPE"):
+        if b"_" in raw_name or name in ("CONTENT_LENGTH", "CONTENT_TYPE") or not _is_text(raw_value):
             continue
         key = f"HTTP_{name}"
         value = raw_value.decode("latin-1")
         environ[key] = f"{environ[key]},{value}" if key in environ else value
     return environ
+
+
+def _is_text(value: bytes) -> bool:
+    """Whether Bottle can read it: all text is UTF-8 to it. Nothing that we understand is anything else."""
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _keep_slice(body: FileSlice, _block_bytes: int = 0) -> FileSlice:
