@@ -29,7 +29,8 @@ except ImportError:  # not a Unix
 log = logging.getLogger(__name__)
 
 NEEDED: Final = ("memory", "pids")
-"""The controllers without which the level would promise what it cannot do. Used too, where it is there: cpu."""
+"""The controllers without which the level would promise what it cannot do."""
+USED: Final = ("cpu", *NEEDED)
 _PROCS: Final = "cgroup.procs"
 _ENABLED: Final = "cgroup.subtree_control"
 _MARKS: Final = ("trusted.delegate", "user.delegate")
@@ -63,8 +64,9 @@ class Group:
             self._set("memory.max", limits.memory_bytes)
             with contextlib.suppress(OSError):  # a kernel without swap
                 self._set("memory.swap.max", 0)
-        # All of it or nothing: what is left of a task would hardly go on by itself.
-        self._set("memory.oom.group", 1)
+        with contextlib.suppress(OSError):  # before Linux 4.19
+            # All of it or nothing: what is left of a task would hardly go on by itself.
+            self._set("memory.oom.group", 1)
         if limits.processes is not None:
             self._set("pids.max", limits.processes + more_processes)
         if limits.cpus > 1:
@@ -125,13 +127,15 @@ class Tree:
     def __init__(self, base: Path) -> None:
         self.base = base
         self._tasks = base / "tasks"
+        self._controllers: list[str] = []
         self._next = 0
         self._left: list[Group] = []  # could not be removed yet
         self._lock = -1
 
     def settle(self, own: Path) -> None:
         """Take it over: the daemon into a group of its own (`own` is where it is), nothing of a former one left. NoGroupsError, OSError."""
-        missing = [name for name in NEEDED if name not in (self.base / "cgroup.controllers").read_text().split()]
+        self._controllers = (self.base / "cgroup.controllers").read_text().split()
+        missing = [name for name in NEEDED if name not in self._controllers]
         if missing:
             raise NoGroupsError(f"{self.base} has no controller {' and no '.join(missing)} (version 1 may have it)")
         self._lock = os.open(self.base, os.O_RDONLY | os.O_CLOEXEC)
@@ -159,11 +163,8 @@ class Tree:
                 raise
             raise NoGroupsError(f"{self.base} has other processes in it: {others}; start dworker alone there") from None
 
-    @staticmethod
-    def _enable(folder: Path) -> None:
-        (folder / _ENABLED).write_text(" ".join(f"+{name}" for name in NEEDED))
-        with contextlib.suppress(OSError):
-            (folder / _ENABLED).write_text("+cpu")
+    def _enable(self, folder: Path) -> None:
+        (folder / _ENABLED).write_text(" ".join(f"+{name}" for name in USED if name in self._controllers))
 
     def _sweep(self) -> None:
         """End and remove what a killed worker has left."""
