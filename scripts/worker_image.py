@@ -104,6 +104,7 @@ def main() -> int:
     parser.add_argument("--debug", action="store_true", help="a root shell on the second serial line")
     parser.add_argument("--fresh", action="store_true", help="fetch and build everything anew")
     parsed = parser.parse_args()
+    os.umask(0o022)  # the builder's own would be that of the image's files
     try:
         own = baked(parsed.token_file, parsed.cluster, parsed.debug)
         if os.geteuid() != 0:
