@@ -10,6 +10,7 @@ from districomp import __version__, openfiles, program
 from districomp import config as configuration
 from districomp import log as logging_form
 from districomp.errors import ConfigError
+from districomp.secrecy import hide_memory
 
 log = logging.getLogger("dcoord")
 
@@ -24,6 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The console script: ends by SystemExit with 0, 1 (cannot run) or 78 (configuration)."""
     parsed = _parser().parse_args(arguments)
     logging_form.setup("dcoord", "debug" if parsed.verbose else "info")
+    hide_memory()
     with program.exits(log):
         paths = configuration.Paths.from_environment()
         settings = configuration.load_coordinator(parsed.config, paths)

@@ -270,12 +270,13 @@ class WorkerCore:
                 del self._works[idle]
 
     def _on_assign(self, assign: Assign, now: float) -> None:
-        work = self._works.get(assign.job)
-        count = len(assign.indexes)
+        work, count = self._works.get(assign.job), len(assign.indexes)
         if work is None:
             self._reset("protocol", f"a lease is of job {assign.job}, which was not sent")
         elif len(assign.attempts) not in (0, count) or len(assign.items) not in (0, count):
             self._reset("protocol", "the columns of an Assign differ in length")
+        elif not 0 <= assign.lease < 2**63:
+            self._reset("protocol", f"{assign.lease} is no lease")
         elif self._queue.count + count > HELD_MAX:
             self._reset("protocol", f"more than {HELD_MAX} leases wait here")
         elif count:
@@ -293,8 +294,7 @@ class WorkerCore:
         self._send(Returned([lease for _, lease, _, _ in rows]))
 
     def _on_stop(self, leases: list[int], now: float) -> None:
-        rows = self._queue.withdraw(leases)
-        self._fail_unstarted(rows, now, "cancelled", b"")
+        self._fail_unstarted(self._queue.withdraw(leases), now, "cancelled", b"")
         for slot in self._slots:
             if slot.hand and not slot.disowned:
                 running = [lease for lease in leases if lease in slot.hand]
