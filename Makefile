@@ -7,7 +7,7 @@ CODE := daemons tests scripts $(wildcard demo bench)
 PYTEST_ARGS ?= -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test system lint format types demo mutants docs packages lock clean
+.PHONY: help venv test system fuzz lint format types demo mutants docs packages lock clean
 
 help:
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
@@ -32,11 +32,18 @@ $(VENV)/system.stamp: requirements/system.lock $(VENV)/dev.stamp
 	$(PIP) install --quiet --require-hashes -r requirements/system.lock
 	@touch $@
 
+$(VENV)/fuzz.stamp: requirements/fuzz.lock $(VENV)/dev.stamp
+	$(PIP) install --quiet --require-hashes -r requirements/fuzz.lock
+	@touch $@
+
 test: $(VENV)/dev.stamp ## unit, simulator, integration and acceptance tests (system tests: .ci/run)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 system: $(VENV)/system.stamp ## tests that need root, iproute2 and chromium
 	$(BIN)/python -m pytest tests/system
+
+fuzz: $(VENV)/fuzz.stamp ## what strangers can send, guided by coverage; SECONDS=30 for each target, TARGETS="http wire" for some
+	PYTHONPATH=.:daemons $(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),30) --json .fuzz/table.json $(TARGETS)
 
 lint: $(VENV)/dev.stamp ## ruff, and its formatting
 	$(BIN)/ruff check .
@@ -68,5 +75,5 @@ lock: ## resolve requirements/*.lock anew from pyproject.toml
 	$(PYTHON) scripts/lock.py
 
 clean: ## remove what the other targets made
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build demo-output daemons/*.egg-info
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build demo-output .fuzz daemons/*.egg-info
 	find daemons tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +

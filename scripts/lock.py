@@ -1,4 +1,4 @@
-"""`make lock`: resolve pyproject.toml into requirements/dev.lock, run.lock and system.lock, with hashes.
+"""`make lock`: resolve pyproject.toml into requirements/dev.lock, run.lock, system.lock and fuzz.lock, with hashes.
 
 For every platform and Python that the project supports, from PyPI, without a trace of the machine it
 ran on. Uses uv, in an environment of its own that is thrown away. Standard library only.
@@ -22,7 +22,12 @@ OPTIONS = [
     "--custom-compile-command=make lock",
 ]
 WITHIN = "--constraint=requirements/dev.lock"
-LOCKS = {"dev.lock": ["--group=dev"], "run.lock": ["--group=build", WITHIN], "system.lock": ["--group=system", WITHIN]}
+LOCKS = {
+    "dev.lock": ["--group=dev"],
+    "run.lock": ["--group=build", WITHIN],
+    "system.lock": ["--group=system", WITHIN],
+    "fuzz.lock": ["--group=fuzz", WITHIN],
+}
 """The others after dev.lock and within it: one version of a package, whoever needs it."""
 
 
