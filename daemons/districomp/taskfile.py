@@ -28,7 +28,6 @@ from districomp.taskdef import (
 from districomp.taskkeys import FILE_VERSION, FUNCTION_PATTERN, ISOLATIONS, LimitKeys, RequireKeys, TaskFile
 from districomp.yamlfile import Document, Problem, YamlError
 
-ISOLATIONS_NOW: Final = ("none", "rlimit", "sandbox")
 BACKOFF_S_MAX: Final = 86400.0
 NAMES_MAX: Final = 100
 """Entries of `inputs`, of `outputs`, and of each list of `requires`."""
@@ -50,10 +49,8 @@ _INTERPRETERS: Final = frozenset(("python3", "python", "sh", "bash", "perl", "ru
 _SCRIPT: Final = re.compile(r"(?:\./)?[A-Za-z0-9_][A-Za-z0-9_./-]*\.(?:py|sh|bash|pl|rb|js|mjs)")
 
 _NOT_ENFORCED: Final = {
-    ("limits", "memory"): "a task may use more",
     ("limits", "cpus"): "a task takes one slot",
     ("limits", "gpus"): "workers do not count them",
-    ("limits", "processes"): "a task may start more",
     ("limits", "disk"): "a task may write more",
     ("limits", "running"): "more may run at once",
     ("inputs",): "no files can be submitted with a job",
@@ -61,6 +58,11 @@ _NOT_ENFORCED: Final = {
     ("priority",): "jobs are not ordered by it",
 }
 """Keys that are checked and kept, but not acted on by this version, and what happens instead."""
+_BY_CONTROL_GROUPS: Final = {
+    ("limits", "memory"): "a task may use more",
+    ("limits", "processes"): "a task may start more",
+}
+"""Keys that hold at the level `cgroup`, and in the sandboxes of workers that have it; what happens elsewhere."""
 
 
 def is_name(text: str) -> bool:
@@ -147,7 +149,7 @@ def _definition(document: Document, name: str, spec: TaskFile) -> Definition:
             ("network",), "false needs a sandbox, nothing else can hold a task back; add isolation: sandbox"
         )
     network = spec.network if spec.network is not None else "sandbox" not in isolation
-    _warn(document, spec)
+    _warn(document, spec, isolation)
     return Definition(
         name=name,
         digest="",
@@ -415,24 +417,27 @@ def _isolation(document: Document, isolation: str | list[str]) -> list[str]:
         place = ("isolation",) if isinstance(isolation, str) else ("isolation", position)
         if level not in ISOLATIONS:
             document.problem(place, f"unknown level {level!r}{_did_you_mean(level, ISOLATIONS)}")
-        elif level not in ISOLATIONS_NOW:
-            text = f"is not enforced yet: no worker has {level}, so each task of this definition fails, not started"
-            document.warn(place, text)
     if "none" in levels and len(levels) > 1:
         document.problem(("isolation",), "none stands alone")
     return list(dict.fromkeys(levels))
 
 
-def _warn(document: Document, spec: TaskFile) -> None:
+def _warn(document: Document, spec: TaskFile, isolation: list[str]) -> None:
     """Warn of each key that says something else than what happens anyway."""
+    where = "without isolation: cgroup"
+    if "sandbox" in isolation:
+        where = "on workers without control groups, unless isolation has cgroup too"
+    warnings = {key: f"is not enforced yet: {instead}" for key, instead in _NOT_ENFORCED.items()}
+    if "cgroup" not in isolation:
+        warnings |= {key: f"is not enforced {where}: {instead}" for key, instead in _BY_CONTROL_GROUPS.items()}
     default = TaskFile()
-    for key, instead in _NOT_ENFORCED.items():
+    for key, text in warnings.items():
         said: object = spec
         usual: object = default
         for name in key:
             said, usual = getattr(said, name), getattr(usual, name)
         if said != usual:
-            document.warn(key, f"is not enforced yet: {instead}")
+            document.warn(key, text)
 
 
 def _bundle_folder(document: Document, bundle: str) -> str:

@@ -108,12 +108,14 @@ class LimitKeys(msgspec.Struct):
     time: Annotated[
         OptionalSeconds, msgspec.Meta(description="Of one attempt; then TERM to all its processes, KILL 10 s later.")
     ] = None
-    memory: Annotated[OptionalBytes, msgspec.Meta(description="Memory of all its processes. Not enforced yet.")] = None
+    memory: Annotated[
+        OptionalBytes, msgspec.Meta(description="Memory of all its processes, with isolation: cgroup.")
+    ] = None
     cpus: Annotated[
         int, msgspec.Meta(ge=1, le=4096, description="Processors; a task takes so many slots. Not enforced yet.")
     ] = 1
     gpus: Annotated[int, msgspec.Meta(ge=0, le=64, description="Graphics processors. Not enforced yet.")] = 0
-    processes: Annotated[OptionalCount, msgspec.Meta(description="Processes at once. Not enforced yet.")] = None
+    processes: Annotated[OptionalCount, msgspec.Meta(description="Processes at once, with isolation: cgroup.")] = None
     disk: Annotated[OptionalBytes, msgspec.Meta(description="Size of its own folder. Not enforced yet.")] = None
     data: Annotated[OptionalBytes, msgspec.Meta(description="Largest item; a larger one is refused at submission.")] = (
         None
@@ -193,7 +195,7 @@ class TaskFile(msgspec.Struct):
     isolation: Annotated[
         str | list[str],
         msgspec.Meta(
-            description="How a task is fenced in: none, rlimit, sandbox, or (not enforced yet) cgroup; or a list.",
+            description="How a task is fenced in: none, rlimit, cgroup or sandbox; or a list, all of them.",
             extra={"choices": ISOLATIONS},
         ),
     ] = "rlimit"

@@ -163,7 +163,7 @@ def test_everything_wrong_with_every_file_is_told_with_its_line(
         "one.yaml:3:10: limits.tiem: unknown key; did you mean 'time'?\n"
         "    limits: {tiem: 3s, memory: 1GiB}\n"
         "             ^\n"
-        "one.yaml:3:28: limits.memory: warning: is not enforced yet: a task may use more\n"
+        "one.yaml:3:28: limits.memory: warning: is not enforced without isolation: cgroup: a task may use more\n"
         "    limits: {tiem: 3s, memory: 1GiB}\n"
         "                               ^\n"
         "two.yml: a definition's file ends in .yaml; it would not be looked at\n"

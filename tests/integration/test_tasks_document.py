@@ -7,7 +7,7 @@ import pytest
 from msgspec.structs import fields
 
 from districomp import taskfile
-from districomp.taskfile import ISOLATIONS_NOW, RUNNERS, Draft, parse_definition
+from districomp.taskfile import RUNNERS, Draft, parse_definition
 from districomp.taskkeys import ISOLATIONS, LimitKeys, ParamKeys, RequireKeys, RetryKeys, TaskFile
 from districomp.yamlfile import YamlError
 
@@ -33,10 +33,12 @@ def test_each_key_has_its_heading_and_an_example() -> None:
 
 def test_what_is_not_enforced_is_exactly_what_the_check_warns_of() -> None:
     section = TEXT.partition("### What is enforced\n")[2].partition("\n## ")[0]
-    kept = section.partition("These are kept")[2].partition("are never replaced")[0]
-    warned = {".".join(key) for key in taskfile._NOT_ENFORCED}
-    levels = set(ISOLATIONS) - set(ISOLATIONS_NOW)
-    assert set(re.findall(r"`([a-z.]+)`", kept)) == warned | levels
+    for begins, keys in (
+        ("These are kept", taskfile._NOT_ENFORCED),
+        ("These need control", taskfile._BY_CONTROL_GROUPS),
+    ):
+        kept = section.partition(begins)[2].partition(":")[2].partition(".\n\n")[0]
+        assert set(re.findall(r"`([a-z.]+)`", re.sub(r"\(.*?\)", "", kept))) == {".".join(key) for key in keys}
 
 
 def test_the_warning_it_shows_is_the_real_one() -> None:

@@ -95,15 +95,32 @@ def test_what_is_not_enforced_yet_is_a_warning() -> None:
     assert [str(warning).removeprefix("d.yaml:") for warning in draft.warnings] == [
         "10:9: inputs: warning: is not enforced yet: no files can be submitted with a job",
         "11:10: outputs: warning: is not enforced yet: standard output alone comes back",
-        "12:31: limits.memory: warning: is not enforced yet: a task may use more",
         "12:45: limits.cpus: warning: is not enforced yet: a task takes one slot",
         "12:54: limits.gpus: warning: is not enforced yet: workers do not count them",
-        "12:68: limits.processes: warning: is not enforced yet: a task may start more",
         "12:78: limits.disk: warning: is not enforced yet: a task may write more",
         "12:124: limits.running: warning: is not enforced yet: more may run at once",
-        "15:22: isolation[1]: warning: is not enforced yet: no worker has cgroup, so each task of this definition fails, not started",
         "18:11: priority: warning: is not enforced yet: jobs are not ordered by it",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("isolation", "where"),
+    [
+        ("rlimit", "without isolation: cgroup"),
+        ("none", "without isolation: cgroup"),
+        ("sandbox", "on workers without control groups, unless isolation has cgroup too"),
+    ],
+)
+def test_what_only_control_groups_enforce_is_a_warning_elsewhere(isolation: str, where: str) -> None:
+    text = f"version: 1\ncommand: [a]\nisolation: {isolation}\nlimits: {{memory: 1GiB, processes: 9}}"
+    assert [str(warning) for warning in Draft(text.encode(), "d.yaml", "d").warnings] == [
+        f"d.yaml:4:18: limits.memory: warning: is not enforced {where}: a task may use more",
+        f"d.yaml:4:35: limits.processes: warning: is not enforced {where}: a task may start more",
+    ]
+    for enough in ("cgroup", f"[cgroup, {isolation}]"):
+        if enough != "[cgroup, none]":
+            text = f"version: 1\ncommand: [a]\nisolation: {enough}\nlimits: {{memory: 1GiB, processes: 9}}"
+            assert Draft(text.encode(), "d.yaml", "d").warnings == []
 
 
 def test_a_key_that_says_what_happens_anyway_is_no_warning() -> None:
