@@ -1,7 +1,7 @@
 """Machines that boot a real systemd: a Debian root under systemd-nspawn, everything written to it forgotten in the end.
 
 Owns the root (built once, see `scripts/debian_root.py`), starting, running commands inside, stopping. The machine has
-a network of its own with loopback alone, and a control group of its own, so that nothing of it outlives a test.
+a network of its own with loopback alone or one end of a bridge, and a control group of its own, so that nothing of it outlives a test.
 Needs root, systemd-container and mmdebstrap.
 """
 
@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Final, NamedTuple
 
 from scripts.debian_root import debian_root
 
@@ -65,14 +65,33 @@ class Machine:
         return dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
 
 
+class Bridge(NamedTuple):
+    """A bridge in the network namespace of the process `pid`."""
+
+    pid: int
+    name: str
+
+
 @contextlib.contextmanager
 def machine(
-    name: str, *, packages: Sequence[str] = (), binds: Sequence[tuple[Path, str]] = (), options: Sequence[str] = ()
+    name: str,
+    *,
+    packages: Sequence[str] = (),
+    binds: Sequence[tuple[Path, str]] = (),
+    options: Sequence[str] = (),
+    bridge: Bridge | None = None,
 ) -> Iterator[Machine]:
-    """Boot a machine. `packages`: beside what every root has; `binds`: folders to see inside, read-only; more `options`."""
+    """Boot a machine. `packages`: beside what every root has; `binds`: folders to see inside, read-only; more `options`.
+
+    On a `bridge` it has an interface `host0`, down and without an address.
+    """
     root = debian_root(packages)
     command = ["systemd-nspawn", "--quiet", f"--directory={root}", f"--machine={name}", f"--hostname={name}"]
-    command += ["--volatile=overlay", "--register=no", "--keep-unit", "--private-network", "--console=pipe"]
+    command += ["--volatile=overlay", "--register=no", "--keep-unit", "--console=pipe"]
+    if bridge is None:
+        command.append("--private-network")
+    else:
+        command = ["nsenter", f"--net=/proc/{bridge.pid}/ns/net", *command, f"--network-bridge={bridge.name}"]
     # Which systemd-nspawn would keep from the machine, unlike a real one: Landlock.
     command += ["--system-call-filter=landlock_create_ruleset landlock_add_rule landlock_restrict_self"]
     command += [f"--bind-ro={folder}:{inside}" for folder, inside in binds]
