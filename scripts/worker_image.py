@@ -88,6 +88,7 @@ StandardError=tty
 TTYPath=/dev/ttyS1
 Restart=always
 IgnoreSIGPIPE=no
+KillSignal=SIGHUP
 [Install]
 WantedBy=multi-user.target
 """
@@ -284,7 +285,7 @@ def _early(tree: Path, squashed: Path) -> dict[str, cpio.Entry]:
     }
     for name in ("cp", "insmod", "mkdir", "mount", "reboot", "sh", "sleep", "switch_root", "umount"):
         entries[f"bin/{name}"] = cpio.link("busybox")
-    for name in ("dev", "lower", "proc", "root", "sys", "upper"):
+    for name in ("dev", "lower", "new", "proc", "sys", "upper"):
         entries[name] = cpio.folder()
     return entries | {f"modules/{path.name}": cpio.file(path.read_bytes()) for path in modules}
 

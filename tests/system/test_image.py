@@ -107,9 +107,10 @@ def check_control_groups(lab: Site) -> None:
     assert owner.split() == ["dworker"] * 3
 
 
-def test_a_machine_that_knows_the_cluster_waits_for_a_person(image: Path, lab: Site) -> None:
-    cluster = lab.json("status")["cluster"]
-    with lab.boot(image, "--mac", MAC, "--cluster", cluster, more=("-rtc", "base=2009-05-04")) as pc:
+def test_a_machine_that_knows_the_cluster_waits_for_a_person(debs: Path, lab: Site, tmp_path: Path) -> None:
+    """It knows it by what was baked into its image."""
+    image = built_image(tmp_path, f"DEBS={debs}", f"CLUSTER={lab.json('status')['cluster']}")
+    with lab.boot(image, "--mac", MAC, more=("-rtc", "base=2009-05-04")) as pc:
         shown = pc.until("PENDING")
         assert f"dctl worker approve {NAME}" in shown["what to do"]
         worker = lab.worker(NAME)
@@ -121,10 +122,15 @@ def test_a_machine_that_knows_the_cluster_waits_for_a_person(image: Path, lab: S
         assert lab.dctl("run", "--", "uname", "-n").stdout == f"{NAME}\n"
 
 
-def test_a_machine_with_a_token_that_is_refused_says_so(image: Path, lab: Site) -> None:
+def test_a_machine_with_a_token_that_is_refused_says_so(debs: Path, lab: Site, tmp_path: Path) -> None:
+    """The token was baked into its image."""
     token = lab.token()
     lab.dctl("token", "revoke", lab.json("token", "list")[0]["id"], "--yes")
-    with lab.boot(image, "--mac", MAC, token=token) as pc:
+    file = tmp_path / "token"
+    file.write_text(token)
+    image = built_image(tmp_path / "image", f"DEBS={debs}", f"TOKEN_FILE={file}")
+    assert (image / "initrd.img").stat().st_mode & 0o077 == 0
+    with lab.boot(image, "--mac", MAC) as pc:
         shown = pc.until("because", "revoked")
         assert shown["NOT JOINED"] == "step 4, enrolment: refused"
         assert "dctl token create worker" in shown["what to do"]

@@ -1,3 +1,5 @@
+"""Archives for the kernel, read back by the rules of their format."""
+
 import io
 import stat
 

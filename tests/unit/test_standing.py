@@ -1,3 +1,5 @@
+"""The lines that say how far a worker has come are read back as what was written."""
+
 import pytest
 
 from dworker import standing
