@@ -60,7 +60,7 @@ demo: $(VENV)/run.stamp ## watch a coordinator and two workers find each other a
 	@KEEP="$(KEEP)" $(BIN)/python -m demo
 
 mutants: $(VENV)/dev.stamp ## plant known bugs in a copy and see each one caught
-	$(BIN)/python -m tests.mutants
+	$(BIN)/python -m tests.mutants $(MUTANTS)
 
 docs: $(VENV)/dev.stamp ## draw the generated parts of docs/ anew
 	$(BIN)/python scripts/protocol_document.py

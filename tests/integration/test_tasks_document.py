@@ -8,7 +8,7 @@ from msgspec.structs import fields
 
 from districomp import taskfile
 from districomp.taskfile import RUNNERS, Draft, parse_definition
-from districomp.taskkeys import ISOLATIONS, LimitKeys, ParamKeys, RequireKeys, RetryKeys, TaskFile
+from districomp.taskkeys import LimitKeys, ParamKeys, RequireKeys, RetryKeys, TaskFile
 from districomp.yamlfile import YamlError
 
 ROOT = Path(__file__).resolve().parents[2]

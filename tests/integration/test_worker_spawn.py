@@ -28,7 +28,9 @@ def test_starting_feeding_and_waiting(kind: Kind, tmp_path: Path) -> None:
         assert (code(one), starter.output(1)) == (0, b"data")
         assert (code(two), starter.output(2)) == (7, f"{tmp_path}\n2\n".encode())
         assert isinstance(one, Exit)
+        assert one.cpu_s is not None
         assert 0 <= one.cpu_s < 5
+        assert one.memory_bytes is not None
         assert one.memory_bytes > 100_000
 
     with_starter(kind, test)
@@ -165,6 +167,7 @@ def test_the_server_is_small() -> None:
         starter.start(1, ["true"])
         (ending,) = await starter.ended(1)
         assert isinstance(ending, Exit)
+        assert ending.memory_bytes is not None
         assert ending.memory_bytes < 20 * 1024 * 1024
 
     with_starter(SpawnServer, test)
