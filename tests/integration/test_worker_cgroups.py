@@ -3,30 +3,33 @@
 The kernel's own limits: tests/system/test_cgroup.py.
 """
 
+import asyncio
 import os
 import signal
 import subprocess
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from districomp.taskdef import Limits
+from dworker.cache import Cache
+from dworker.grants import Grants
 from dworker.runners import landlock
 from dworker.runners.cgroups import Group, NoGroupsError, Tree, Usage, locate
-from dworker.runners.host import make_guard
-from dworker.runners.spawn import Exit, NotStarted, Request, SpawnServer
+from dworker.runners.host import Host, make_guard
+from dworker.runners.spawn import Ending, Exit, NotStarted, Request, SpawnServer
 
-from .spawnlab import Starter, code, with_starter
+from .spawnlab import Starter, code, until, with_starter
 from .workerlab import Lab, in_lab
 
 MIB = 1 << 20
 
 
-class Door(Group):
-    """A group that is a file: one sees what is written there."""
-
-    def open(self) -> int:
-        return os.open(self.folder, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC)
+def door(path: Path) -> int:
+    """An ordinary file in the place of a group's `cgroup.procs`: one sees what is written there."""
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC)
 
 
 @pytest.fixture
@@ -201,10 +204,9 @@ def test_killing_is_the_kernels_work_and_ours_on_old_ones(tmp_path: Path) -> Non
 # ---- getting in ----
 
 
-def in_group(argv: list[str], door: Path, folder: str = "/", program: str = "") -> Request:
+def in_group(argv: list[str], path: Path, folder: str = "/", program: str = "") -> Request:
     env = {"PATH": os.environ["PATH"], "HOME": folder, "TMPDIR": folder, "KEY": "7"}
-    group = Door(door)
-    return Request(folder, program or f"/bin/{argv[0]}", argv, env, (group.open(),), group=group)
+    return Request(folder, program or f"/bin/{argv[0]}", argv, env, (door(path),), group=Group(path.parent))
 
 
 def test_a_process_is_in_its_group_before_it_is_the_program(tmp_path: Path) -> None:
@@ -280,6 +282,80 @@ def test_a_signal_that_comes_at_once_is_not_lost(tmp_path: Path) -> None:
             assert code(ended) == -signal.SIGTERM
 
     with_starter(SpawnServer, body)
+
+
+# ---- its end ----
+
+
+def with_host(tmp_path: Path, tree: Tree, test: Callable[[Host], Coroutine[Any, Any, None]]) -> None:
+    async def body() -> None:
+        cache = Cache(tmp_path / "state", Grants(lambda _: False))
+        host = Host(tmp_path / "state", 1, cache, lambda _: None)
+        host.groups = tree
+        try:
+            await test(host)
+        finally:
+            await host.close()
+            cache.close()
+
+    asyncio.run(body())
+
+
+def start(host: Host, tree: Tree, argv: list[str]) -> tuple[Group, "asyncio.Future[Ending]"]:
+    """Start a process in a group that is said to have another one in it; the group, and the end."""
+    group = tree.make(Limits())
+    (group.folder / "cgroup.events").write_text("populated 1\n")
+    ended: asyncio.Future[Ending] = host.loop.create_future()
+    fds = *(os.open(os.devnull, os.O_RDWR) for _ in range(3)), door(group.folder / "cgroup.procs")
+    request = Request("/", f"/bin/{argv[0]}", argv, {"PATH": os.environ["PATH"]}, fds, group=group)
+    host.start(request, ended.set_result)
+    return group, ended
+
+
+def test_its_end_is_told_when_nothing_of_it_is_left(base: Path, tmp_path: Path) -> None:
+    """And with what all of it has used, and why it ended."""
+    tree = settled(base)
+
+    async def body(host: Host) -> None:
+        group, ended = start(host, tree, ["false"])
+        await until((group.folder / "cgroup.kill").exists)
+        assert not ended.done()
+        (group.folder / "cpu.stat").write_text("usage_usec 2500000\n")
+        (group.folder / "memory.peak").write_text("4096\n")
+        (group.folder / "pids.events").write_text("max 1\n")
+        (group.folder / "cgroup.events").write_text("populated 0\n")
+        assert await asyncio.wait_for(ended, 10) == Exit(0x100, 2.5, 4096, "processes")
+
+    with_host(tmp_path, tree, body)
+
+
+def test_who_was_refused_a_process_and_did_well_has_done_well(base: Path, tmp_path: Path) -> None:
+    tree = settled(base)
+
+    async def body(host: Host) -> None:
+        group, ended = start(host, tree, ["true"])
+        (group.folder / "pids.events").write_text("max 1\n")
+        (group.folder / "cgroup.events").write_text("populated 0\n")
+        ending = await asyncio.wait_for(ended, 10)
+        assert isinstance(ending, Exit)
+        assert (ending.status, ending.over) == (0, "")
+
+    with_host(tmp_path, tree, body)
+
+
+def test_a_kill_takes_the_whole_group(base: Path, tmp_path: Path) -> None:
+    tree = settled(base)
+
+    async def body(host: Host) -> None:
+        group, ended = start(host, tree, ["sleep", "100"])
+        host.kill(1, signal.SIGTERM)
+        assert not (group.folder / "cgroup.kill").exists()
+        host.kill(1, signal.SIGKILL)
+        assert (group.folder / "cgroup.kill").read_text() == "1"
+        (group.folder / "cgroup.events").write_text("populated 0\n")
+        await asyncio.wait_for(ended, 10)
+
+    with_host(tmp_path, tree, body)
 
 
 # ---- what tasks may do there ----

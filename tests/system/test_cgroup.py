@@ -195,7 +195,7 @@ def test_a_task_reads_no_key_and_does_not_change_its_limits(farm: Farm) -> None:
 def test_what_it_costs(farm: Farm) -> None:
     """A start, by the worker's clock; figures of an emulated processor, to be compared with each other alone."""
     for kind in ("rlimit", "cgroup", "sandbox"):
-        job = farm.submit(kind, "true", tasks=60)
+        job = farm.submit(kind, "true", tasks=20)
         farm.lab.dctl("wait", job)
         attempts = [task["attempts"][-1] for task in farm.lab.json("task", "list", job)]
         begun, ended = ([datetime.fromisoformat(one[key]) for one in attempts] for key in ("started", "ended"))
