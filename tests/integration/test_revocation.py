@@ -237,6 +237,7 @@ def test_certificates_are_renewed_before_they_end_and_cut_off_if_not(tmp_path: P
             # Two by hand, which take no tasks because they do not say what they hold.
             with call(site, idle) as peer, call(site, busy) as other, site.client() as own:
                 for hand, identity in ((peer, idle), (other, busy)):
+                    hand.tls.settimeout(LIMIT_S)
                     hand.send(hello(identity.identity))
                     hand.expect(Welcome)
                 job = own.submit("shell", params={"argv": ["sleep", "0.2"]}, range=range(200)).number

@@ -13,7 +13,8 @@ from districomp import tls
 from districomp.client import Client
 from districomp.errors import TrustError
 from districomp.identity import IdentityFolder
-from tests.integration.trustpeers import LIMIT_S, Liar, Site, advertised, enrol
+from tests.integration.trustliars import Liar
+from tests.integration.trustpeers import LIMIT_S, Site, advertised, enrol
 
 NAME = "stolen-tests"
 

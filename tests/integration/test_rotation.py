@@ -1,6 +1,5 @@
 """A new authority under load: nobody who is there notices, what is old works until the overlap ends, and no longer."""
 
-import asyncio
 import contextlib
 import ssl
 import threading
@@ -11,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from demo.cluster import Process, wait_until
-from districomp import enrolment, keys, tls
+from districomp import keys, tls
 from districomp.errors import DistricompError, TrustError
 from districomp.identity import Identity, IdentityFolder
 from districomp.messages import Authorities, Enrolled, Goodbye, Query, Renew, Reply, Welcome
 from districomp.tokens import cluster_id, parse_token
-from tests.integration.trustpeers import LIMIT_S, Site, TlsPeer, authorities, call, client, enrol, hello
+from tests.integration.trustpeers import LIMIT_S, Site, TlsPeer, authorities, call, client, enrol, hello, join_by
 
 HOUR_S = 3600.0
 
@@ -57,8 +56,7 @@ def are_undisturbed(workers: list[Process]) -> bool:
 
 
 def joins(site: Site, token: str) -> Identity:
-    """What `dctl join` and a worker with a token do. TrustError if nobody there is the cluster of the token."""
-    return asyncio.run(enrolment.enrol([site.control], role="worker", name="late", token=parse_token(token)))
+    return join_by(site.control, token)
 
 
 # ---- an overlap ----

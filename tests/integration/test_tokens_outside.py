@@ -1,6 +1,5 @@
 """Tokens as somebody has them who should not: recorded, guessed, old, damaged; and TLS that is talked down or resumed."""
 
-import asyncio
 import contextlib
 import os
 import secrets
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from demo.cluster import wait_until
-from districomp import enrolment, keys, tls, wire
+from districomp import keys, tls, wire
 from districomp.errors import TokenError
 from districomp.messages import (
     PROTOCOL_VERSION,
@@ -29,9 +28,9 @@ from districomp.messages import (
     Welcome,
 )
 from districomp.tokens import SECRET_BYTES, parse_token
+from tests.integration.trustliars import Relay
 from tests.integration.trustpeers import (
     LIMIT_S,
-    Relay,
     Site,
     TlsPeer,
     advertised,
@@ -41,6 +40,7 @@ from tests.integration.trustpeers import (
     enrol,
     guest,
     hello,
+    join_by,
     joined,
     journal,
     new_address,
@@ -62,7 +62,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 def test_recorded_bytes_are_of_no_use(site: Site) -> None:
     token = site.token("worker", uses=5)
     with Relay(site.control) as relay:
-        identity = asyncio.run(enrolment.enrol([relay.where], role="worker", name="heard", token=parse_token(token)))
+        identity = join_by(relay.where, token, name="heard")
         recorded = [bytes(data) for data in relay.up]
     assert identity.identity
     assert all(parse_token(token).secret not in data for data in recorded)
