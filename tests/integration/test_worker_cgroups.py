@@ -16,7 +16,6 @@ import pytest
 from districomp.taskdef import Limits
 from dworker.cache import Cache
 from dworker.grants import Grants
-from dworker.runners import landlock
 from dworker.runners.cgroups import Group, NoGroupsError, Tree, Usage, locate
 from dworker.runners.host import Host, make_guard
 from dworker.runners.spawn import Ending, Exit, NotStarted, Request, SpawnServer
@@ -361,7 +360,6 @@ def test_a_kill_takes_the_whole_group(base: Path, tmp_path: Path) -> None:
 # ---- what tasks may do there ----
 
 
-@pytest.mark.skipif(not landlock.abi(), reason="this kernel has no Landlock")
 def test_a_task_reads_its_limits_and_does_not_change_them(base: Path, tmp_path: Path) -> None:
     """Of whatever level: it runs as the user to whom all of this belongs."""
     tree = settled(base)
