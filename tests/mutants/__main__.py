@@ -26,8 +26,8 @@ ROOT: Final = FOLDER.parents[1]
 LIMIT_S: Final = 300
 SOUND_LIMIT_S: Final = 1200
 """For all the tests without a mutant."""
-JOBS: Final = os.cpu_count() or 1
-"""So many mutants are tried side by side, each in a tree of its own."""
+JOBS: Final = 2 * (os.cpu_count() or 1)
+"""So many mutants are tried side by side, each in a tree of its own. Most of a test for what never comes is waiting."""
 
 PYTEST_FAILED: Final = 1
 """pytest's exit code for "tests were run, some failed"; any other but 0 means that it could not try."""
