@@ -16,12 +16,12 @@ from districomp.errors import ConfigError, DistricompError
 
 def run(main: Coroutine[Any, Any, None]) -> None:
     """Run a coroutine to its end in a new event loop."""
-    try:
+    runner = asyncio.run
+    with contextlib.suppress(ImportError):  # not made for every system
         import uvloop
-    except ImportError:  # not made for every system
-        asyncio.run(main)
-    else:
-        uvloop.run(main)
+
+        runner = uvloop.run
+    runner(main)
 
 
 @contextlib.contextmanager
