@@ -29,6 +29,9 @@ OURS: Final = ("python3-districomp", "dworker")
 _RECIPE: Final = 1
 """Part of a built image's name: count up when the recipe below changes in a way that its inputs do not show."""
 
+_KEPT: Final = 4
+"""So many images stay in the cache: each change of the tree makes another."""
+
 _UNWANTED: Final = (
     # Nothing is installed on this machine, and nobody logs in there.
     "boot", "dev", "home", "media", "mnt", "proc", "root", "run", "srv", "sys", "tmp",
@@ -158,7 +161,16 @@ def build(small: bool, debs: Path | None, fresh: bool = False) -> Path:
                 shutil.rmtree(built, ignore_errors=True)
             if not built.is_dir():
                 _build(root, tree, found, built, epoch)
+                _forget_old(built)
     return built
+
+
+def _forget_old(built: Path) -> None:
+    """Remove those from the cache that were built before the last few."""
+    others = [path for path in built.parent.glob("image-*") if path.is_dir() and path.suffix == ""]
+    for path in sorted(others, key=lambda path: path.stat().st_mtime)[:-_KEPT]:
+        shutil.rmtree(path, ignore_errors=True)
+        path.with_suffix(".lock").unlink(missing_ok=True)
 
 
 def _our_packages(debs: Path | None, work: Path) -> list[Path]:
