@@ -180,8 +180,8 @@ def drop_in(a: Coordinator) -> None:
 
 def a_limit_bites_and_the_result_is_read(a: Coordinator) -> None:
     """The third sentence, with a memory limit that is the kernel's."""
-    a.on.sh("printf '6\\nbig\\n' > /root/rows")
-    job = int(a.on.run("dctl", "submit", "table", "--each-line", "/root/rows").stdout)
+    a.on.sh("printf '6\\nbig\\n' > /tmp/rows")
+    job = int(a.on.run("dctl", "submit", "table", "--each-line", "/tmp/rows").stdout)
     a.on.run("dctl", "wait", str(job), "--timeout", "50s", check=False)
     (good,), (big,) = a.attempts(job, 2)
     assert good["reason"] == "done", good
