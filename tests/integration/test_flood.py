@@ -227,6 +227,26 @@ async def until_end(each: Peer) -> None:
         pass
 
 
+async def beat(worker: Peer) -> None:
+    while True:
+        await asyncio.sleep(BEAT_S)
+        worker.send(Heartbeat())
+
+
+async def greet(worker: Peer, name: str, number: int) -> None:
+    worker.send(HelloWorker(PROTOCOL_VERSION, "", name, name, 1, Machine(), number))
+    welcome = await worker.receive()
+    if welcome is None:
+        raise ConnectionResetError
+    assert isinstance(welcome, Welcome), welcome
+    worker.send(Inventory(0, [], [], [], [], True))
+
+
+async def stay(worker: Peer) -> None:
+    worker.send(Heartbeat())
+    assert await worker.receive() is not None
+
+
 @pytest.mark.timeout(WORKERS_LIMIT_S + 30.0)
 @pytest.mark.usefixtures("many_files")
 def test_1000_workers_behind_one_address_are_welcome(known: Site) -> None:
@@ -262,23 +282,6 @@ def test_1000_workers_behind_one_address_are_welcome(known: Site) -> None:
             beating = asyncio.create_task(beat(worker))
             yield worker
             beating.cancel()
-
-    async def beat(worker: Peer) -> None:
-        while True:
-            await asyncio.sleep(BEAT_S)
-            worker.send(Heartbeat())
-
-    async def greet(worker: Peer, name: str, number: int) -> None:
-        worker.send(HelloWorker(PROTOCOL_VERSION, "", name, name, 1, Machine(), number))
-        welcome = await worker.receive()
-        if welcome is None:
-            raise ConnectionResetError
-        assert isinstance(welcome, Welcome), welcome
-        worker.send(Inventory(0, [], [], [], [], True))
-
-    async def stay(worker: Peer) -> None:
-        worker.send(Heartbeat())
-        assert await worker.receive() is not None
 
     async def main() -> None:
         async with contextlib.AsyncExitStack() as stack, asyncio.timeout(WORKERS_LIMIT_S):
