@@ -35,7 +35,7 @@ discovery: {interfaces: [lo]}
 """
 TASK: Final = """\
 version: 1
-command: [sh, -c, 'cat; env; echo "$COMPLAINT" >&2; exit CODE', sh, "ARGUMENT", "{word}"]
+command: [sh, -c, 'cat; env; echo core=$(ulimit -c); echo "$COMPLAINT" >&2; exit CODE', sh, "ARGUMENT", "{word}"]
 params: {word: {type: str}}
 env: {PLANTED: VARIABLE, COMPLAINT: ERROR}
 retries: {max: 0}
