@@ -8,6 +8,7 @@ import asyncio
 import logging
 import random
 import re
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError, ThreadPoolExecutor
@@ -37,6 +38,7 @@ BUNDLE_BYTES_MAX: Final = 1024**3
 MANIFEST_BYTES_MAX: Final = 8 * 1024 * 1024
 
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+_STRANGE: Final = re.compile(r'[\\:*?"<>|]|^(con|prn|aux|nul|com\d|lpt\d)\s*(\.|$)', re.IGNORECASE)
 
 T = TypeVar("T")
 
@@ -236,6 +238,13 @@ class Cache:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work)
 
 
+def _is_strange(path: str) -> bool:
+    """Whether a path means something else to Windows: a drive, a stream of a file, a folder further up, a device."""
+    return sys.platform == "win32" and any(
+        _STRANGE.search(part) or part != part.rstrip(" .") for part in path.split("/")
+    )
+
+
 def read_manifest(body: bytes) -> list[BundleFile]:
     """A bundle's manifest, checked: nothing in it may lead out of the bundle's folder. CacheError."""
     try:
@@ -246,7 +255,9 @@ def read_manifest(body: bytes) -> list[BundleFile]:
         raise CacheError("The bundle has more than 10,000 files or 1 GiB.")
     for file in files:
         path = PurePosixPath(file.path)
-        clean = str(path) == file.path and "\0" not in file.path and not path.is_absolute()
+        clean = (
+            str(path) == file.path and not _is_strange(file.path) and "\0" not in file.path and not path.is_absolute()
+        )
         if not clean or not path.parts or ".." in path.parts or file.path == "." or file.size < 0:
             raise CacheError(f"The bundle's manifest has a path that is not allowed: {file.path[:80]!r}.")
         if not _DIGEST.fullmatch(file.sha256):

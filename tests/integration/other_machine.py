@@ -32,6 +32,8 @@ from typing import Any, Final
 MISSING: Final = ("uvloop", "sdnotify", "apsw", "httptools", "bottle", "cloudpickle", "prometheus_client")
 """Not to be had, or not needed, elsewhere: the worker must not want them."""
 HIDDEN: Final = ("/proc", "/sys", "/dev/shm", "/run")
+NOT_HERE: Final = NotImplementedError
+"""What Python says of what a system has not."""
 KEPT: Final = (platform, ssl, tempfile)
 """Imported before the system changes: on the real one they come with its own branches."""
 
@@ -62,6 +64,7 @@ def hide_files() -> None:
 def without_linux() -> None:
     without(os, "memfd_create", "pidfd_open", "eventfd", "sched_getaffinity", "pipe2", "splice", "getxattr", "setxattr", "O_PATH",
             "waitid", "posix_fadvise", "sched_setaffinity", "unshare", "setns")  # fmt: skip
+    os.process_cpu_count = os.cpu_count  # type: ignore[attr-defined, unused-ignore]  # of Python 3.13
     without(socket, "SO_PEERCRED", "AF_NETLINK", "AF_VSOCK", "TCP_KEEPIDLE", "MSG_CMSG_CLOEXEC")
     without(select, "epoll")
     selectors.DefaultSelector = selectors.PollSelector  # type: ignore[misc, assignment]
@@ -96,6 +99,12 @@ def android() -> None:
     filter_calls()
 
 
+def android_as_of_python_3_13() -> None:
+    """The same, where Python says so: until then it took Android for Linux."""
+    android()
+    sys.platform = "android"
+
+
 def filter_calls() -> None:
     """As Android's own (SECCOMP_RET_TRAP)."""
     load, equal, answer = 0x20, 0x15, 0x06
@@ -123,12 +132,12 @@ class Proactor(asyncio.SelectorEventLoop):
         signal.set_wakeup_fd(self._csock.fileno())  # type: ignore[attr-defined]
 
     def _not_here(self, *_: Any, **__: Any) -> Any:
-        raise NotImplementedError
+        raise NOT_HERE
 
     def remove_writer(self, fd: Any) -> Any:
         """What this loop is made of calls it for its own sockets."""
         if sys._getframe(1).f_globals["__name__"] != "asyncio.selector_events":
-            raise NotImplementedError
+            raise NOT_HERE
         return self._remove_writer(fd)  # type: ignore[attr-defined]
 
 
@@ -200,7 +209,7 @@ def windows_files() -> None:
 
     def opening(path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
         if dir_fd is not None:
-            raise NotImplementedError("dir_fd unavailable on this platform")
+            raise NOT_HERE
         if os.path.isdir(path):
             raise PermissionError(13, "Permission denied", path)
         return real_open(path, flags, mode)
@@ -287,7 +296,8 @@ def windows_sockets() -> None:
 def main() -> None:
     """Become the other machine, then the worker."""
     kind = sys.argv.pop(1)
-    {"darwin": darwin, "android": android, "windows": windows}[kind]()
+    setattr(subprocess, "_USE_POSIX_SPAWN", False)  # noqa: B010 -- final, says its type
+    {"darwin": darwin, "android": android, "android-3.13": android_as_of_python_3_13, "windows": windows}[kind]()
     runpy.run_module("dworker", run_name="__main__", alter_sys=True)
 
 

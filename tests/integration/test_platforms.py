@@ -11,13 +11,17 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import pytest
 
 from demo.cluster import Cluster, Process, wait_until
+from districomp.taskdef import BundleFile
+from dworker.cache import CacheError, read_manifest
 
 CHILD: Final = Path(__file__).with_name("other_machine.py")
-KINDS: Final = ("darwin", "android", "windows")
-ARCHES: Final = {"darwin": "aarch64", "android": os.uname().machine, "windows": "x86_64"}
+KINDS: Final = ("darwin", "android", "android-3.13", "windows")
+HERE: Final = os.uname().machine
+ARCHES: Final = {"darwin": "aarch64", "android": HERE, "android-3.13": HERE, "windows": "x86_64"}
 DONE_S: Final = 50
 DEFINITIONS: Final = {
     "upper": 'version: 1\ncommand: ["sh", "-c", "cat said/it; tr a-z A-Z"]\nbundle: text/\n',
@@ -160,6 +164,19 @@ def test_it_joins_by_a_token_and_runs_tasks_of_every_kind(kind: str, cluster: Cl
         wait_until(lambda: worker.returncode is not None, "its end")
         assert worker.returncode == 0, worker.log_text()
         assert "Traceback" not in worker.log_text()
+
+
+@pytest.mark.parametrize(
+    "path", ["C:x", "a\\..\\..\\b", "a:stream", "..\\b", "nul", "a/COM1.txt", "a. /b", "a./b", "x?"]
+)
+def test_a_bundle_leads_nowhere_on_windows(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its manifest is checked before anything of it is written; elsewhere these are names like others."""
+    manifest = msgspec.msgpack.encode([BundleFile(path, 0o644, 1, "0" * 64)])
+    assert read_manifest(manifest)
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(CacheError, match="not allowed"):
+        read_manifest(manifest)
+    assert read_manifest(msgspec.msgpack.encode([BundleFile("common/null.txt", 0o644, 1, "0" * 64)]))
 
 
 def tasks_run(cluster: Cluster, folder: Path) -> None:
