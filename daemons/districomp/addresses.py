@@ -33,12 +33,15 @@ def plain_host(host: str) -> str:
 
 
 def address_group(host: str) -> str:
-    """Whom an address belongs to, as far as limits go: an IPv4 address, or the /64 of an IPv6 address."""
+    """Whom an address belongs to, as far as limits go: an IPv4 address, or the /64 of an IPv6 address.
+
+    Not so a link-local one: every machine of a network has that /64, and one must not use up what all may do.
+    """
     try:
         address = ipaddress.ip_address(plain_host(host).partition("%")[0])
     except ValueError:
         return host
-    if address.version == 4:
+    if address.version == 4 or address.is_link_local:
         return str(address)
     return str(ipaddress.ip_network((address, 64), strict=False).network_address)
 
