@@ -208,7 +208,11 @@ def test_a_worker_that_was_killed_begins_anew(farm: Farm) -> None:
     """With all that it had started; systemd starts it again, below the group that it has had."""
     begun = farm.submit("cgroup", "sh", "-c", "exec sleep 12345")
     farm.lab.wait(lambda: "sleep 12345" in farm.said("ps ax | grep -v grep"), 30, "no sleep")
-    farm.submit("none", "sh", "-c", "kill -9 $(systemctl show --property MainPID --value dworker)")
+    kill = "kill -9 $(systemctl show --property MainPID --value dworker)"
+    # Once: a task that is given out again would take the next worker, and its neighbours, with it.
+    once = {"version": 1, "command": ["sh", "-c", kill], "isolation": "none", "rerun": "never"}
+    farm.lab.define("killer", once)
+    farm.lab.dctl("submit", "killer")
     farm.lab.dctl("cancel", begun, "--yes")
     before = "[0-9]* sleep 12345"
     farm.lab.wait(lambda: not re.search(before, farm.said("ps ax | grep -v grep")), 60, "it goes on")
