@@ -13,7 +13,8 @@ from dcoord.core.effects import Send
 from dcoord.core.events import DefinitionsChanged, Received
 from dcoord.core.records import Restored
 from dcoord.core.rights import Principal
-from districomp.messages import PROTOCOL_VERSION, Assign, HelloClient, HelloWorker, Inventory, Machine, Reports, Submit
+from districomp.messages import PROTOCOL_VERSION, Assign, HelloClient, HelloWorker, Inventory, Reports, Submit
+from districomp.model import Machine
 from districomp.taskdef import Definition, with_digest
 
 

@@ -22,7 +22,8 @@ from demo.cluster import Cluster
 from districomp.enrolment import enrol
 from districomp.identity import Identity
 from districomp.keys import new_key
-from districomp.messages import PROTOCOL_VERSION, AnyMessage, HelloGuest, HelloWorker, Machine, Message
+from districomp.messages import PROTOCOL_VERSION, AnyMessage, HelloGuest, HelloWorker, Message
+from districomp.model import Machine
 from districomp.stream import Connection
 from districomp.tls import client_context, server_name, unverified_context
 from districomp.tokens import JoinToken, parse_token

@@ -68,7 +68,7 @@ def message_list() -> str:
 
 def structures() -> str:
     """What messages contain that is not a plain value."""
-    return "\n".join(_structure(kind) for kind in (model.Blob, model.File, messages.Machine, outcome.Outcome)).rstrip()
+    return "\n".join(_structure(kind) for kind in (model.Blob, model.File, model.Machine, outcome.Outcome)).rstrip()
 
 
 PARTS: Final[dict[str, Callable[[], str]]] = {

@@ -169,11 +169,12 @@ class Journal:
             query(connection, f"PRAGMA {pragma}")
         with self._transaction():
             self._make_tables(version)
+            connection.execute("INSERT OR IGNORE INTO meta VALUES ('seal_key', ?)", (secrets.token_bytes(32),))
             meta = dict(
                 query(connection, "UPDATE meta SET value = value + 1 WHERE name = 'epoch' RETURNING name, value")
-                + query(connection, "SELECT name, value FROM meta WHERE name = 'cluster'")
+                + query(connection, "SELECT name, value FROM meta WHERE name IN ('cluster', 'seal_key')")
             )
-        self._epoch, self._cluster = meta["epoch"], meta["cluster"]
+        self._epoch, self._cluster, self._seal_key = meta["epoch"], meta["cluster"], meta["seal_key"]
 
     def _make_tables(self, version: int) -> None:
         """Make what the tables of this version (0: an empty file) lack."""
@@ -248,6 +249,7 @@ class Journal:
             last_job=highest[0][0],
             tokens=journal_read.select_tokens(connection),
             identities=journal_read.select_identities(connection),
+            seal_key=self._seal_key,
         )
 
 

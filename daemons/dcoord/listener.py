@@ -36,7 +36,6 @@ from districomp.messages import (
     HelloWeb,
     HelloWorker,
     Items,
-    OpenEnrolment,
     Renew,
     Submit,
 )
@@ -288,7 +287,7 @@ class Listener:
                 event.spki = keys.check_csr(message.csr)
             except TrustError as error:
                 event.fault = "bad_request", str(error)
-        elif isinstance(message, CreateToken | OpenEnrolment):
+        elif isinstance(message, CreateToken):
             event.entropy = secrets.token_bytes(ENTROPY_BYTES)
         return event
 

@@ -31,10 +31,10 @@ from districomp.messages import (
     Goodbye,
     Heartbeat,
     HelloGuest,
-    Machine,
     Pending,
     Refused,
 )
+from districomp.model import Machine
 from districomp.stream import Connection
 from districomp.tokens import JoinToken, cluster_id, pairing_words
 

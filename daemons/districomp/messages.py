@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from districomp.model import Item, Payload
+from districomp.model import Item, Machine, Payload
 
 PROTOCOL_VERSION: Final = 2
 FRAME_BYTES_MAX: Final = 1024 * 1024
@@ -27,18 +27,6 @@ BATCH_TASKS: Final = 1024
 
 class Message(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False):
     """The base of all messages."""
-
-
-class Machine(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
-    """What a worker's machine is, for `requires` and for people."""
-
-    arch: str = ""
-    system: str = ""
-    cpus: int = 0
-    memory_bytes: int = 0
-    isolation: list[str] = []
-    programs: list[str] = []
-    labels: list[str] = []
 
 
 # ---- greeting: the first message of a connection says who is there ----
@@ -77,7 +65,8 @@ class Welcome(Message, tag=4):
 
     `data_url` with the host 0.0.0.0 or [::]: the host at which the peer reached the coordinator. `role` and `user`:
     what the coordinator takes the peer for. `authorities`: the certificates (DER) that it can be known by, the newest
-    first, none if it is insecure. `renew_s`: when to renew one's own certificate; 0 never.
+    first, none if it is insecure. `renew_s`: when to renew one's own certificate; 0 never. `fence`: leases below it are
+    of before a restart, and a worker must prove them (Sealed).
     """
 
     version: int
@@ -91,6 +80,7 @@ class Welcome(Message, tag=4):
     user: str = ""
     authorities: list[bytes] = []
     renew_s: float = 0.0
+    fence: int = 0
 
 
 class Goodbye(Message, tag=5):
@@ -151,7 +141,10 @@ class JobSpec(Message, tag=12):
 
 
 class Assign(Message, tag=13):
-    """Leases of one job; their tokens are lease, lease + 1, ..."""
+    """Leases of one job; their tokens are lease, lease + 1, ...
+
+    `seal`: the coordinator's proof to itself that this worker has them, to be kept and shown to it after its restart.
+    """
 
     job: int
     lease: int
@@ -159,6 +152,7 @@ class Assign(Message, tag=13):
     attempts: list[int] = []  # all 1
     items: list[Item] = []  # numbers, or no input at all
     grants: list[str] = []  # none has a blob; '' for one without
+    seal: bytes = b""
 
 
 class Recall(Message, tag=14):
@@ -243,6 +237,15 @@ class Has(Message, tag=24):
 
     programs: list[str]
     found: list[str]
+
+
+class Sealed(Message, tag=25):
+    """After Welcome, before Reports and Inventory: an Assign of before its `fence`, of which something is held or unreported."""
+
+    job: int
+    lease: int
+    indexes: list[int]
+    seal: bytes
 
 
 # ---- client to coordinator; `request` numbers the connection's requests, replies carry it back ----
@@ -487,7 +490,7 @@ class RotateAuthority(Message, tag=55):
 AnyMessage = (
     HelloWorker | HelloClient | HelloWeb | Welcome | Goodbye | Heartbeat | HelloGuest | Authorities
     | DataAt | Define | JobSpec | Assign | Recall | Stop | Ack | Resend | Ask
-    | Inventory | Started | Returned | Reports | Has
+    | Inventory | Started | Returned | Reports | Has | Sealed
     | Submit | Items | Accepted | Refused | Watch | Results | ResultRows | Cancel | Query | Reply | Retry
     | Enrol | Pending | Enrolled | Renew | AskGrant | Granted | WebTrust
     | CreateToken | RevokeToken | Admit | Revoke | OpenEnrolment | RotateAuthority

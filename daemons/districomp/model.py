@@ -86,6 +86,18 @@ Item = bytes | Blob | File
 """What a submitter gives for one task: data, a line, or a file."""
 
 
+class Machine(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
+    """What a worker's machine is, for `requires` and for people."""
+
+    arch: str = ""
+    system: str = ""
+    cpus: int = 0
+    memory_bytes: int = 0
+    isolation: list[str] = []
+    programs: list[str] = []
+    labels: list[str] = []
+
+
 def lease_token(epoch: int, number: int) -> int:
     """Pack a lease token `EPOCH.N` into one integer, ordered by epoch, never reused."""
     assert 0 <= number < 1 << _COUNTER_BITS

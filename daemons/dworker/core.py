@@ -28,8 +28,6 @@ from districomp.messages import (
     Welcome,
 )
 from districomp.model import Blob
-from districomp.taskdef import Definition, decode_definition
-from districomp.wire import UNREADABLE
 from dworker.events import (
     AttemptsEnded,
     Connected,
@@ -50,8 +48,10 @@ from dworker.events import (
     Uploaded,
     UseData,
 )
-from dworker.hold import Chunk, Queue, Slot, Spooled, Work, held_rows, problem
+from dworker.hold import Chunk, Queue, Slot, Spooled, Work, held_rows, spans
+from dworker.known import Known
 from dworker.reports import HeldRow, Rows, inventories, one_row
+from dworker.seals import Seals, Span
 
 STARTED_S: Final = 0.05
 """An attempt that runs this long is named in a Started."""
@@ -59,8 +59,6 @@ REPORT_S: Final = 0.002
 """While more work waits here, what ended waits so long for company: fewer messages, fewer commits."""
 HELD_MAX: Final = 16_384
 """A coordinator that gives more leases than this is out of its mind."""
-WORKS_MAX: Final = 10_000
-"""So many jobs are remembered; the oldest that nothing is held of are forgotten."""
 LOOKS_MAX: Final = 10_000
 """So many programs may be asked after before the first answer."""
 HAND_BACK_S: Final = 5.0
@@ -91,9 +89,9 @@ class WorkerCore:
         self._resetting = False
         self._exit_at: float | None = None
         self._exited = False
-        self._definitions: dict[str, Definition | None] = {}
-        self._works: dict[int, Work] = {}
+        self._known = Known(settings.isolation, settings.lacking)
         self._queue = Queue()
+        self._seals = Seals()
         self._slots = [Slot(number) for number in range(settings.slots)]
         self._spooled: dict[int, Spooled] = {}
         self._ended: dict[int, Rows] = {}
@@ -178,9 +176,11 @@ class WorkerCore:
         self._lease_s = welcome.lease_s
         self._heard = at
         self._beat = at + welcome.lease_s / 3
-        self._definitions.clear()
-        self._works = {job: work for job, work in self._works.items() if work.held}
+        self._known.start_anew()
         self._effects.append(UseData(welcome.data_url))
+        self._seals.prune(self._spans())
+        for sealed in self._seals.proofs(welcome.fence):
+            self._send(sealed)
         for reports in self._unacknowledged.values():
             self._send(reports)
         for inventory in inventories(self._held()):
@@ -196,7 +196,8 @@ class WorkerCore:
             self._effects.append(Discard(list(self._spooled)))
         self._discard(list(self._unacknowledged.values()))
         self._queue.clear()
-        self._works.clear()
+        self._seals.clear()
+        self._known.clear()
         self._spooled.clear()
         self._ended.clear()
         self._report_at = None
@@ -204,6 +205,14 @@ class WorkerCore:
 
     def _held(self) -> dict[int, list[HeldRow]]:
         return held_rows(self._queue, self._slots, self._spooled, self._offset_s)
+
+    def _spans(self) -> list[Span]:
+        """Where the leases are that are held, or whose reports are not acknowledged."""
+        told = [rows.leases for rows in self._ended.values()] + [
+            reports.leases for reports in self._unacknowledged.values()
+        ]
+        held = spans(self._queue, self._slots, self._spooled)
+        return held + [(min(leases), max(leases)) for leases in told if leases]
 
     def _keep_alive(self, now: float) -> None:
         if now - self._heard >= self._lease_s:
@@ -229,12 +238,11 @@ class WorkerCore:
             case Heartbeat() | Goodbye():
                 pass
             case Define():
-                try:
-                    self._definitions[message.digest] = decode_definition(message.body)
-                except UNREADABLE:
-                    self._definitions[message.digest] = None
+                self._known.define(message)
             case JobSpec():
-                self._on_job(message)
+                fault = self._known.introduce(message)
+                if fault:
+                    self._reset("protocol", fault)
             case Recall():
                 self._on_recall(message.leases)
             case Stop():
@@ -256,21 +264,8 @@ class WorkerCore:
         self._looks += len(ask.programs)
         self._effects.append(Look(ask.programs))
 
-    def _on_job(self, spec: JobSpec) -> None:
-        if spec.job in self._works:
-            return
-        if spec.definition not in self._definitions:
-            self._reset("protocol", f"job {spec.job} uses a definition that was not sent")
-            return
-        definition, settings = self._definitions[spec.definition], self.settings
-        self._works[spec.job] = Work(spec, definition, problem(definition, settings.isolation, settings.lacking))
-        if len(self._works) > WORKS_MAX:
-            idle = next((job for job, work in self._works.items() if not work.held and job != spec.job), None)
-            if idle is not None:
-                del self._works[idle]
-
     def _on_assign(self, assign: Assign, now: float) -> None:
-        work, count = self._works.get(assign.job), len(assign.indexes)
+        work, count = self._known.get(assign.job), len(assign.indexes)
         if work is None:
             self._reset("protocol", f"a lease is of job {assign.job}, which was not sent")
         elif len(assign.attempts) not in (0, count) or len(assign.items) not in (0, count):
@@ -281,6 +276,9 @@ class WorkerCore:
             self._reset("protocol", f"more than {HELD_MAX} leases wait here")
         elif count:
             chunk = Chunk(work, assign)
+            self._seals.add(assign)
+            if self._seals.is_full:
+                self._seals.prune([*self._spans(), chunk.span])
             if work.problem:
                 self._fail_unstarted([(work, *row) for row in chunk.rows()], now, "not_started", work.problem.encode())
             else:
@@ -488,7 +486,7 @@ class WorkerCore:
         leases = [lease for _, lease in held]
         assert len(leases) == len(set(leases)), "a lease is held twice"
         assert len(waiting) == self._queue.count <= HELD_MAX, "the queue's count is wrong"
-        for work in self._works.values():
+        for work in self._known:
             mine = sum(1 for other, _ in held if other is work)
             assert work.held == mine, f"job {work.job}: {work.held} held, {mine} found"
         for slot in self._slots:

@@ -104,6 +104,11 @@ class Chunk:
         self._next = 0
         self._gone: set[int] = set()
 
+    @property
+    def span(self) -> tuple[int, int]:
+        """The lowest and the highest lease of the Assign."""
+        return self.lease, self.lease + len(self._indexes) - 1
+
     def take(self, count: int) -> tuple[list[int], list[int], list[int], list[Item]]:
         """The next `count` as columns: leases, indexes, attempts (empty: all 1), items (empty: no input)."""
         assert 0 < count <= self.left
@@ -247,3 +252,10 @@ def held_rows(
         since = None if started is None else started + offset_s
         rows.setdefault(entry.work.job, []).append((lease, entry.index, entry.attempt, since))
     return rows
+
+
+def spans(queue: Queue, slots: list[Slot], spooled: dict[int, Spooled]) -> list[tuple[int, int]]:
+    """The lowest and the highest lease of each group that is held and not yet reported."""
+    held = [chunk.span for chunk in queue.chunks if chunk.left]
+    held += [(min(slot.hand), max(slot.hand)) for slot in slots if slot.hand]
+    return held + [(lease, lease) for lease in spooled]

@@ -8,7 +8,7 @@ import platform
 import sys
 from typing import Final
 
-from districomp.messages import Machine
+from districomp.model import Machine
 from dworker.runners import limits
 
 _ARCH: Final = {"amd64": "x86_64", "x64": "x86_64", "x86-64": "x86_64", "arm64": "aarch64", "i386": "i686"}

@@ -271,9 +271,10 @@ def _tree(message: Message | type) -> Any:
 
 def _coordinator_seeds() -> list[bytes]:
     from districomp import messages as m
+    from districomp.model import Machine
 
-    hello_worker = _tree(m.HelloWorker(m.PROTOCOL_VERSION, "", "w1", "pc", 2, m.Machine(), 1))
-    other = _tree(m.HelloWorker(m.PROTOCOL_VERSION, "", "w2", "pc2", 1, m.Machine(), 1))
+    hello_worker = _tree(m.HelloWorker(m.PROTOCOL_VERSION, "", "w1", "pc", 2, Machine(), 1))
+    other = _tree(m.HelloWorker(m.PROTOCOL_VERSION, "", "w2", "pc2", 1, Machine(), 1))
     hello_client = _tree(m.HelloClient(m.PROTOCOL_VERSION, "test"))
     hello_guest = _tree(m.HelloGuest(m.PROTOCOL_VERSION, "test"))
     nothing = _tree(m.Inventory(0, [], [], [], [], True))
@@ -284,8 +285,8 @@ def _coordinator_seeds() -> list[bytes]:
         m.Reports(2, 1, [lease + 1], [1], [1], ["exit"], [1], [None], [1e6], [1e6], [0.1], [5], [b"no"], [None])
     )
     start: list[Any] = [[1, hello_worker], [1, nothing], [4, hello_client], [4, submit], 0.1]
-    enrol = _tree(m.Enrol(1, "worker", KEY.csr, SECRET, "w9", "pc9", 2, m.Machine()))
-    unasked = _tree(m.Enrol(1, "worker", KEY.csr, b"", "w9", "pc9", 2, m.Machine()))
+    enrol = _tree(m.Enrol(1, "worker", KEY.csr, SECRET, "w9", "pc9", 2, Machine()))
+    unasked = _tree(m.Enrol(1, "worker", KEY.csr, b"", "w9", "pc9", 2, Machine()))
     seeds: list[Any] = [
         [*start, [1, report], [1, failed], 5.0, [4, _tree(m.Cancel(3, 1))]],
         [*start, [2, other], [2, nothing], [1, _tree(m.Started([lease], [1e6]))], 40.0],

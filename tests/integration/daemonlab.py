@@ -18,12 +18,13 @@ from districomp.messages import (
     HelloClient,
     HelloWorker,
     Inventory,
-    Machine,
     Message,
     Reports,
+    Sealed,
     Submit,
     Welcome,
 )
+from districomp.model import Machine
 
 M = TypeVar("M")
 SILENCE_S = 10.0
@@ -78,6 +79,11 @@ class Peer:
         except ConnectionResetError:
             pass
         return True
+
+
+def proof(assign: Assign) -> Sealed:
+    """What a worker shows of an Assign after the coordinator's restart."""
+    return Sealed(assign.job, assign.lease, assign.indexes, assign.seal)
 
 
 class Lab:

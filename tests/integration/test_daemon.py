@@ -24,7 +24,6 @@ from districomp.messages import (
     HelloWeb,
     HelloWorker,
     Inventory,
-    Machine,
     Refused,
     Reply,
     ResultRows,
@@ -33,9 +32,9 @@ from districomp.messages import (
     Submit,
     Watch,
 )
-from districomp.model import Blob
+from districomp.model import Blob, Machine
 from districomp.outcome import Outcome
-from tests.integration.daemonlab import Lab, Peer, lab
+from tests.integration.daemonlab import Lab, Peer, lab, proof
 
 __all__ = ["lab"]
 
@@ -81,7 +80,7 @@ def test_a_worker_goes_on_through_a_restart_with_what_it_holds(lab: Lab) -> None
         lab.kill_coordinator()
     lab.cluster.start_coordinator()
     with lab.worker(inventory=False) as worker:
-        worker.send(Inventory(job, [assign.lease], assign.indexes, [1], [None], True))
+        worker.send(proof(assign), Inventory(job, [assign.lease], assign.indexes, [1], [None], True))
         worker.send(lab.report(assign, [b"late but first"]))
         worker.expect(Ack)
     assert lab.cluster.dctl_json("job", "show", str(job))["state"] == "done"
@@ -186,7 +185,8 @@ def test_a_full_disk_refuses_work_keeps_everything_and_heals(lab: Lab) -> None:
     coordinator = lab.cluster.coordinator
     assert coordinator is not None
     with lab.worker() as worker:
-        report = lab.report(worker.expect(Assign), [b"kept"])
+        assign = worker.expect(Assign)
+        report = lab.report(assign, [b"kept"])
         limit = resource.prlimit(coordinator.pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
         try:
             worker.send(report)
@@ -202,7 +202,7 @@ def test_a_full_disk_refuses_work_keeps_everything_and_heals(lab: Lab) -> None:
     def comes_back() -> bool:
         peer = Peer(lab.control)
         peer.send(HelloWorker(PROTOCOL_VERSION, "", "w1", "w1", 1, Machine(), 1))
-        peer.send(report, Inventory(0, [], [], [], [], True))
+        peer.send(proof(assign), report, Inventory(0, [], [], [], [], True))
         try:
             return peer.expect(Ack).serials == [report.serial]
         except (AssertionError, ConnectionError):

@@ -33,9 +33,9 @@ from districomp.messages import (
     HelloGuest,
     HelloWorker,
     Inventory,
-    Machine,
     Welcome,
 )
+from districomp.model import Machine
 from districomp.tokens import parse_token
 
 NOOP = "version: 1\nstream: [cat]\nretries: {max: 0}\n"

@@ -17,7 +17,6 @@ from msgspec.structs import replace
 from dcoord.authority import Authority
 from demo.cluster import wait_until
 from districomp import tls
-from districomp.documents import TaskDocument
 from districomp.identity import Identity
 from districomp.keys import new_key
 from districomp.messages import (
@@ -25,7 +24,6 @@ from districomp.messages import (
     Ack,
     Admit,
     AskGrant,
-    Assign,
     Cancel,
     CreateToken,
     Enrol,
@@ -57,9 +55,11 @@ from districomp.model import task_text
 from districomp.tokens import parse_token
 from tests.integration.tlslab import clock_off_by, imitation, uri
 from tests.integration.trustpeers import (
+    LARGE,
     NOTHING_HELD,
     Site,
     TlsPeer,
+    Two,
     authorities,
     call,
     client,
@@ -71,8 +71,6 @@ from tests.integration.trustpeers import (
     journal,
     new_address,
 )
-
-LARGE = b"of another\n" * 10_000
 
 
 @pytest.fixture(scope="module")
@@ -271,35 +269,6 @@ def test_a_request_cannot_name_its_holder(site: Site) -> None:
 # ---- one that was let in, and wants more ----
 
 
-class Two:
-    """A worker that has a lease with large data, and a rogue that was let in as well and has none."""
-
-    def __init__(self, site: Site, stack: contextlib.ExitStack) -> None:
-        self.site = site
-        self.honest, self.rogue = enrol(site, name="honest"), enrol(site, name="rogue")
-        self.worker = stack.enter_context(joined(site, self.honest))
-        with site.client() as own:
-            self.job = own.submit("shell", params={"argv": ["cat"]}, data=LARGE).number
-        self.assign = self.worker.expect(Assign)
-        self.peer = stack.enter_context(joined(site, self.rogue))
-        self.peer.heard_before_heartbeat()
-
-    def task(self) -> TaskDocument:
-        with self.site.client() as own:
-            return own.task(self.job, 0)
-
-    def end_well(self) -> None:
-        """The honest one still has what it had, and what it says counts."""
-        assert self.task().state == "running"
-        self.worker.send(
-            Reports(1, self.job, [self.assign.lease], [0], ended=[time.time()], results=[b"of the honest one"])
-        )
-        self.worker.expect(Ack)
-        assert self.task().state == "done"
-        admin = enrol(self.site, "admin")
-        assert fetch(self.site, f"/results/{task_text(self.job, 0)}", admin) == (200, b"of the honest one")
-
-
 @pytest.fixture
 def two(site: Site) -> Iterator[Two]:
     with contextlib.ExitStack() as stack:
@@ -330,28 +299,6 @@ def test_it_cannot_claim_anothers_lease(two: Two) -> None:
     two.peer.heard_before_heartbeat()
     assert journal(two.site) == before
     two.end_well()
-
-
-def test_a_worker_that_never_had_a_task_cannot_report_it_as_one_of_before_a_restart(tmp_path: Path) -> None:
-    """Leases of before a restart are taken on trust; of what came after it there can be none."""
-    with Site(tmp_path / "one", lease="60s") as site:
-        site.start_coordinator()
-        rogue = enrol(site)
-        old = site.submit(["true"], 1)
-        site.kill_coordinator()
-        site.start_coordinator()
-        new = site.submit(["true"], 3)
-        with call(site, rogue) as peer:
-            peer.send(hello(rogue.identity), *forged(site, old, new))
-            peer.send(Inventory(new, [3], [1], [1], [None], False), NOTHING_HELD)
-            peer.expect(Stop)
-            peer.heard_before_heartbeat()
-            with site.client() as own:
-                assert [own.document(job).counts.done for job in (old, new)] == [0, 0]
-
-
-def forged(site: Site, *jobs: int) -> list[Message]:
-    return [Reports(job, job, [1], [0], ended=[time.time()], results=[b"forged"]) for job in jobs]
 
 
 def asks(two: Two) -> list[AskGrant]:

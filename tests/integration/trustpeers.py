@@ -11,6 +11,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Self, TypeVar
@@ -20,10 +21,13 @@ import msgspec
 from demo.cluster import Cluster, Process, script, wait_until
 from districomp import enrolment, keys, tls, wire
 from districomp.client import Client
+from districomp.documents import TaskDocument
 from districomp.identity import Identity
 from districomp.messages import (
     PROTOCOL_VERSION,
+    Ack,
     AnyMessage,
+    Assign,
     Authorities,
     Enrol,
     Enrolled,
@@ -32,9 +36,10 @@ from districomp.messages import (
     HelloGuest,
     HelloWorker,
     Inventory,
-    Machine,
+    Reports,
     Welcome,
 )
+from districomp.model import Machine, task_text
 from districomp.tokens import cluster_id, parse_token
 from tests.integration.daemonlab import SILENCE_S, Peer
 from tests.integration.weblab import SecureConnection
@@ -269,6 +274,7 @@ def hello(worker: str, slots: int = 1, process: int = 1) -> HelloWorker:
     return HelloWorker(PROTOCOL_VERSION, "", worker, worker, slots, Machine(), process)
 
 
+LARGE = b"of another\n" * 10_000
 NOTHING_HELD = Inventory(0, [], [], [], [], True)
 
 
@@ -329,3 +335,32 @@ def journal(site: Site) -> dict[str, list[tuple[object, ...]]]:
 
 def document(body: bytes, kind: type[M]) -> M:
     return msgspec.msgpack.decode(body, type=kind)
+
+
+class Two:
+    """A worker that has a lease with large data, and a rogue that was let in as well and has none."""
+
+    def __init__(self, site: Site, stack: contextlib.ExitStack) -> None:
+        self.site = site
+        self.honest, self.rogue = enrol(site, name="honest"), enrol(site, name="rogue")
+        self.worker = stack.enter_context(joined(site, self.honest))
+        with site.client() as own:
+            self.job = own.submit("shell", params={"argv": ["cat"]}, data=LARGE).number
+        self.assign = self.worker.expect(Assign)
+        self.peer = stack.enter_context(joined(site, self.rogue))
+        self.peer.heard_before_heartbeat()
+
+    def task(self) -> TaskDocument:
+        with self.site.client() as own:
+            return own.task(self.job, 0)
+
+    def end_well(self) -> None:
+        """The honest one still has what it had, and what it says counts."""
+        assert self.task().state == "running"
+        self.worker.send(
+            Reports(1, self.job, [self.assign.lease], [0], ended=[time.time()], results=[b"of the honest one"])
+        )
+        self.worker.expect(Ack)
+        assert self.task().state == "done"
+        admin = enrol(self.site, "admin")
+        assert fetch(self.site, f"/results/{task_text(self.job, 0)}", admin) == (200, b"of the honest one")

@@ -27,6 +27,7 @@ from dcoord.core.records import (
 from districomp.model import Item
 
 CLUSTER = "simulated"
+SEAL_KEY = b"the seed of all seals"
 
 
 class Rows:
@@ -128,6 +129,7 @@ class Journal:
             last_job=max([self._last_job, *self._chunks, *self._jobs]),
             tokens=[unpack(packed, type=TokenRecord) for packed in self._tokens.values()],
             identities=[unpack(packed, type=IdentityRecord) for packed in self._identities.values()],
+            seal_key=SEAL_KEY,
         )
 
     def _restored_job(self, record: JobRecord) -> RestoredJob:

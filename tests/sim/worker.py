@@ -13,13 +13,12 @@ from districomp.messages import (
     Enrolled,
     Goodbye,
     HelloWorker,
-    Machine,
     Refused,
     Renew,
     Returned,
     Welcome,
 )
-from districomp.model import Blob
+from districomp.model import Blob, Machine
 from dworker.core import Settings, WorkerCore
 from dworker.events import (
     AttemptsEnded,

@@ -37,18 +37,19 @@ from districomp.messages import (
     HelloWeb,
     HelloWorker,
     Inventory,
-    Machine,
     Message,
     Reports,
+    Sealed,
     Submit,
 )
-from districomp.model import STATE_NAMES, Item
+from districomp.model import STATE_NAMES, Item, Machine
 from districomp.taskdef import Definition, Param, Requires, with_digest
 
 M = TypeVar("M", bound=Message)
 R = TypeVar("R", bound=Record)
 
 SETTINGS = Settings("testcluster", "lab", 15.0, insecure=True)
+SEAL_KEY = b"the key of all seals"
 USER = "tester"
 """Who owns what `Lab.submit` submits."""
 
@@ -93,12 +94,14 @@ class Lab:
 
     def __init__(self, restored: Restored | None = None, now: float = 1_000_000.0, **settings: object) -> None:
         self.now = now
-        start = restored or Restored(1, SETTINGS.cluster, {}, [], [], 0)
+        start = restored or Restored(1, SETTINGS.cluster, {}, [], [], 0, seal_key=SEAL_KEY)
         self.core = Core(replace(SETTINGS, **settings), start, now)
         self.sent: list[tuple[int, Message]] = []
         self.closed: list[Close] = []
         self.others: list[Effect] = []
         self.records: list[Record] = []
+        self.sealed: list[tuple[str, Sealed]] = []
+        """What each worker could prove after a restart."""
         self.serial = 0
         self.feed(DefinitionsChanged({d.name: d for d in (PLAIN, PARAMS, ONCE, ARM, PICKY)}))
 
@@ -112,7 +115,11 @@ class Lab:
         reads: list[Events] = []
         for effect in effects:
             if isinstance(effect, Send):
-                self.sent.append((effect.peer, through_the_wire(effect.message)))
+                message = through_the_wire(effect.message)
+                self.sent.append((effect.peer, message))
+                if isinstance(message, Assign) and effect.peer in self.core.fleet.by_peer:
+                    sealed = Sealed(message.job, message.lease, message.indexes, message.seal)
+                    self.sealed.append((self.core.fleet.by_peer[effect.peer].id, sealed))
             elif isinstance(effect, Close):
                 self.closed.append(effect)
             elif isinstance(effect, ReadPayload):
@@ -182,6 +189,10 @@ class Lab:
         if inventory:
             self.receive(peer, Inventory(0, [], [], [], [], True))
 
+    def prove(self, peer: int, worker: str) -> None:
+        """What a worker was ever given is shown by a peer, who has just greeted."""
+        self.receive(peer, *(sealed for holder, sealed in self.sealed if holder == worker))
+
     def submit(self, count: int = 1, name: str = "work", **keys: object) -> int:
         """A job of `count` numbered tasks, or of `items`; its number."""
         self.receive(900, HelloClient(PROTOCOL_VERSION, "test"))
@@ -217,13 +228,14 @@ class Lab:
         """A new coordinator on the same journal."""
         lab = Lab(restore(self.records, self.core.epoch + 1), self.now)
         lab.records = list(self.records)
+        lab.sealed = list(self.sealed)
         lab.serial = self.serial + 1000
         return lab
 
 
 def restore(records: list[Record], epoch: int, *, heads: bool = False) -> Restored:
     """What a journal gives back for these records: the reference that the real journal is compared with."""
-    restored = Restored(epoch, SETTINGS.cluster, {}, [], [], 0)
+    restored = Restored(epoch, SETTINGS.cluster, {}, [], [], 0, seal_key=SEAL_KEY)
     chunks: dict[int, list[int]] = {}
     jobs: dict[int, RestoredJob] = {}
     workers: dict[str, WorkerRecord] = {}

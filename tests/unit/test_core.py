@@ -15,7 +15,6 @@ from districomp.messages import (
     Inventory,
     Items,
     JobSpec,
-    Machine,
     Recall,
     Refused,
     Reports,
@@ -25,7 +24,7 @@ from districomp.messages import (
     Submit,
     Welcome,
 )
-from districomp.model import CANCELLED, DONE, FAILED, QUEUED, RUNNING, lease_epoch
+from districomp.model import CANCELLED, DONE, FAILED, QUEUED, RUNNING, Machine, lease_epoch
 from tests.unit.corelab import PLAIN, Lab, counts
 
 

@@ -4,7 +4,8 @@ import pytest
 
 from dcoord.core.explain import explain
 from dcoord.core.records import JobRecord, ResumeRecord
-from districomp.messages import Ask, Assign, Cancel, Has, JobSpec, Machine, Refused, Retry, Submit
+from districomp.messages import Ask, Assign, Cancel, Has, JobSpec, Refused, Retry, Submit
+from districomp.model import Machine
 from districomp.taskdef import matrix_params
 from tests.unit.corelab import Lab, counts
 

@@ -1,5 +1,8 @@
 """The coordinator's core: after a restart, and cancelling. No I/O, no sleep."""
 
+import pytest
+from msgspec.structs import replace
+
 from dcoord.core.records import FrontierRecord, OutcomeRecord
 from districomp.messages import (
     Ack,
@@ -11,6 +14,8 @@ from districomp.messages import (
 )
 from districomp.model import FAILED
 from tests.unit.corelab import Lab, counts
+
+NOTHING = Inventory(0, [], [], [], [], True)
 
 # ---- restart ----
 
@@ -24,6 +29,7 @@ def test_after_a_restart_a_worker_goes_on_with_what_it_holds() -> None:
     more = lab.leases(1)
     later = lab.restart()
     later.join(5, worker="w1", slots=2, inventory=False)
+    later.prove(5, "w1")
     kept = [held[1], *more]
     later.receive(
         5, Inventory(job, [t for t, _, _ in kept], [i for _, _, i in kept], [1] * len(kept), [None] * len(kept), True)
@@ -65,10 +71,75 @@ def test_a_result_of_before_the_restart_counts_while_its_task_is_unfinished() ->
     held = lab.leases(1)
     later = lab.restart()
     later.join(9, worker="w1", inventory=False)
+    later.prove(9, "w1")
     later.report(9, held)
     assert counts(later, job) == {"queued": 1, "done": 1}
     later.report(9, held)
     assert counts(later, job) == {"queued": 1, "done": 1}
+
+
+@pytest.mark.parametrize("proof", ["none", "its own", "made up", "of the other", "of the other, for another task"])
+def test_after_a_restart_nobody_has_what_another_had(proof: str) -> None:
+    lab = Lab()
+    lab.join(1)
+    lab.join(2)
+    job = lab.submit(3)
+    mine, others = lab.leases(1), lab.leases(2)
+    ((other, sealed),) = [pair for pair in lab.sealed if pair[0] == "w2"]
+    later = lab.restart()
+    later.join(8, worker="w1", inventory=False)
+    if proof == "its own":
+        later.prove(8, "w1")
+    elif proof == "made up":
+        later.receive(8, replace(sealed, seal=bytes(len(sealed.seal))))
+    elif proof == "of the other":
+        later.receive(8, sealed)
+    elif proof == "of the other, for another task":
+        later.receive(8, replace(sealed, indexes=[2]))
+    later.report(8, others)
+    later.receive(8, Inventory(job, [others[0][0]], [others[0][2]], [1], [later.now], False), NOTHING)
+    assert later.take(Stop, 8)[0].leases == [others[0][0]]
+    assert counts(later, job) == {"queued": 3}
+    later.join(9, worker=other, inventory=False)
+    later.prove(9, other)
+    later.report(9, others)
+    assert counts(later, job) == {"queued": 2, "done": 1}
+    later.report(8, mine)
+    assert counts(later, job)["done"] == 1, "it is too late to prove anything"
+
+
+def test_a_seal_after_the_inventory_is_a_breach() -> None:
+    lab = Lab()
+    lab.join(1)
+    lab.submit(1)
+    lab.prove(1, "w1")
+    assert [close.code for close in lab.closed] == ["protocol"]
+
+
+def test_a_seal_of_another_journal_is_passed_over() -> None:
+    lab = Lab()
+    lab.join(1)
+    lab.submit(2)
+    later = lab.restart()
+    later.core.seal_key = b"another journal's"
+    later.join(5, worker="w1", inventory=False)
+    later.prove(5, "w1")
+    assert not later.closed
+    assert not later.core.fleet.by_id["w1"].sealed
+
+
+def test_only_what_is_wanted_is_remembered_of_what_is_proved() -> None:
+    lab = Lab()
+    lab.join(1, slots=3)
+    job = lab.submit(3)
+    held = lab.leases(1)
+    lab.report(1, held[:1])
+    later = lab.restart()
+    later.join(5, worker="w1", slots=3, inventory=False)
+    later.prove(5, "w1")
+    assert later.core.fleet.by_id["w1"].sealed == {held[1][0]: (job, 1), held[2][0]: (job, 2)}
+    later.receive(5, NOTHING)
+    assert not later.core.fleet.by_id["w1"].sealed
 
 
 def test_what_may_run_once_and_never_comes_back_fails_with_its_reason() -> None:

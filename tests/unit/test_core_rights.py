@@ -20,7 +20,6 @@ from districomp.messages import (
     Granted,
     HelloClient,
     HelloGuest,
-    Machine,
     Message,
     Reply,
     Reports,
@@ -28,7 +27,7 @@ from districomp.messages import (
     Submit,
     Welcome,
 )
-from districomp.model import Blob
+from districomp.model import Blob, Machine
 from tests.unit.corelab import Lab
 from tests.unit.trustlab import FAR, KEY, certified, come, enrol, refusal, say, secret_of, submitter, token, trusting
 
@@ -38,7 +37,7 @@ MINIMAL: dict[str, object] = {
     "version": PROTOCOL_VERSION, "program": "x", "machine": Machine(), "params": {}, "items": [], "request": 3,
     "role": "worker", "csr": b"x", "verb": "GET", "path": "/", "expires_s": 1.0, "for_s": 1.0, "overlap_s": 1.0,
     "slots": 1, "pid": 1, "job": 1, "index": 0, "serial": 1, "lease": 1, "epoch": 1, "lease_s": 1.0, "now": 0.0,
-    "nonce": b"", "grant": "", "renew_s": 1.0, "certificate": b"", "key": b"", "grant_key": b"", "wait": False,
+    "nonce": b"", "seal": b"", "grant": "", "renew_s": 1.0, "certificate": b"", "key": b"", "grant_key": b"", "wait": False,
     "after": 0, "ended": False, "last": True, "numbers": None, "tasks": 1, "body": b"", "noun": "status",
 }  # fmt: skip
 LISTS = {

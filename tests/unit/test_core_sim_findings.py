@@ -3,8 +3,8 @@
 from dcoord.core.core import Core
 from dcoord.core.events import Degraded, SpaceLeft
 from dcoord.core.records import OutcomeRecord, WorkerRecord
-from districomp.messages import PROTOCOL_VERSION, Ack, HelloWorker, Inventory, Machine, Returned, Stop
-from districomp.model import DONE, FAILED, QUEUED, RUNNING
+from districomp.messages import PROTOCOL_VERSION, Ack, HelloWorker, Inventory, Returned, Stop
+from districomp.model import DONE, FAILED, QUEUED, RUNNING, Machine
 from tests.unit.corelab import SETTINGS, Lab, restore
 
 
@@ -83,6 +83,7 @@ def test_nor_if_its_worker_comes_back_before_it_has_ended() -> None:
     lab, job, held = stopped_for_another()
     lab.gone(3)
     lab.join(4, worker="w1", inventory=False)
+    lab.prove(4, "w1")
     lab.receive(4, Inventory(job, [held[0][0]], [0], [1], [lab.now], False), Inventory(0, [], [], [], [], True))
     assert lab.core.jobs[job].counts[RUNNING] == 1
     lab.report(4, held, "cancelled")

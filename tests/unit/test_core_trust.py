@@ -18,7 +18,6 @@ from districomp.messages import (
     HelloClient,
     HelloGuest,
     HelloWorker,
-    Machine,
     OpenEnrolment,
     Pending,
     Refused,
@@ -29,6 +28,7 @@ from districomp.messages import (
     RotateAuthority,
     Welcome,
 )
+from districomp.model import Machine
 from districomp.tokens import authority_hash, cluster_id, pairing_words, parse_token
 from tests.unit.corelab import Lab, principal_of
 from tests.unit.trustlab import (

@@ -17,12 +17,12 @@ from districomp.messages import (
     HelloGuest,
     HelloWorker,
     Inventory,
-    Machine,
     Message,
     Refused,
     Reply,
     Welcome,
 )
+from districomp.model import Machine
 from districomp.tokens import cluster_id, parse_token
 from tests.unit.corelab import Lab
 

@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from dcoord.core import access, administer, cancel, enrol, join, place, reports, submit
+from dcoord.core import access, administer, cancel, enrol, join, place, reports, seals, submit
 from dcoord.core.backlog import Backlog
 from dcoord.core.effects import Close, Effect, Send
 from dcoord.core.events import (
@@ -53,6 +53,7 @@ from districomp.messages import (
     Results,
     Retry,
     Returned,
+    Sealed,
     Started,
     Submit,
     Watch,
@@ -65,7 +66,19 @@ RATE_WINDOW_S: Final = 10
 
 # Questions are answered by the driver; a worker that was just declared lost may still be heard while its
 # connection is being closed.
-_NOT_FOR_THE_CORE: Final = (Query, Watch, Results, Goodbye, Reports, Heartbeat, Started, Returned, Inventory, Has)
+_NOT_FOR_THE_CORE: Final = (
+    Query,
+    Watch,
+    Results,
+    Goodbye,
+    Reports,
+    Heartbeat,
+    Started,
+    Returned,
+    Inventory,
+    Has,
+    Sealed,
+)
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -116,6 +129,7 @@ class Core:
         self.next_lease = max(next_lease, lease_token(self.epoch, 0))
         self.fence = self.next_lease
         """Lease tokens below it are of before the last restart."""
+        self.seal_key = restored.seal_key
         self.effects: list[Effect | Record] = []
         self.changed: dict[int, None] = {}
         """Jobs whose document changed since the driver last looked; it clears it."""
@@ -221,6 +235,7 @@ class Core:
             principal.user,
             self.trust.authorities,
             renew_s,
+            self.fence,
         )
 
     def take_tokens(self, count: int) -> int:
@@ -370,6 +385,8 @@ class Core:
             join.on_inventory(self, worker, message)
         elif isinstance(message, Has):
             join.on_has(self, worker, message)
+        elif isinstance(message, Sealed):
+            seals.on_sealed(self, worker, message)
         elif isinstance(message, AskGrant):
             access.on_ask_grant(self, worker.peer, principal, message)
         elif isinstance(message, Renew):

@@ -19,7 +19,7 @@ class Received(Event):
 
     `fault` (code, text): the driver found that the request cannot be met (a blob is missing, a key is none); it is
     refused so. `principal`: who the peer has proved to be; with a greeting, and with Enrol.
-    `entropy`: 16 random bytes, with CreateToken, Enrol and OpenEnrolment. `spki`: the public key (DER) of a checked CSR.
+    `entropy`: 16 random bytes, with CreateToken and Enrol. `spki`: the public key (DER) of a checked CSR.
     """
 
     peer: int

@@ -6,7 +6,8 @@ Knows leases only as things that a worker holds; what they mean is the job's and
 from msgspec.structs import replace
 
 from dcoord.core.task import Lease
-from districomp.messages import HelloWorker, Machine
+from districomp.messages import HelloWorker
+from districomp.model import Machine
 from districomp.taskdef import Requires
 
 LOST_WORKERS_KEPT = 1000
@@ -35,6 +36,7 @@ class Worker:
         "programs",
         "recall_after",
         "recalls",
+        "sealed",
         "slots",
         "started",
     )
@@ -65,6 +67,8 @@ class Worker:
         """Whether the machine has a program, as far as it has said."""
         self.asked: dict[str, None] = {}
         """Programs whose answer is awaited."""
+        self.sealed: dict[int, tuple[int, int]] = {}
+        """Leases of before a restart that it has proved: their job and index. Until its inventory is complete."""
 
     def greet(self, hello: HelloWorker, peer: int, address: str, at: float) -> None:
         """Take what a greeting says."""
@@ -76,6 +80,7 @@ class Worker:
         self.known_definitions.clear()
         self.programs.clear()
         self.asked.clear()
+        self.sealed.clear()
 
     def add_labels(self, labels: list[str]) -> None:
         """Give it the labels of the token that it came with, beside its own."""

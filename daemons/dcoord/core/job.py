@@ -33,7 +33,6 @@ class Job:
         "doubt",
         "ended",
         "frontier",
-        "leased_before",
         "mean_result_bytes",
         "mean_s",
         "payloads",
@@ -56,8 +55,6 @@ class Job:
         """No index at or above it was ever leased."""
         self.frontier = 0
         """No index at or above it may be leased before a FrontierRecord is written."""
-        self.leased_before = 0
-        """No index at or above it was leased before the coordinator's restart."""
         self.ready: deque[int] = deque()
         """Indices below the cursor that can be leased now; one whose task is not queued any more is skipped."""
         self.waiting: dict[int, float] = {}
@@ -275,7 +272,7 @@ class Job:
         """Take what the journal knows of a job that has not ended."""
         for head in restored.heads:
             self._apply(head)
-        self.frontier = self.cursor = self.leased_before = restored.frontier
+        self.frontier = self.cursor = restored.frontier
         self.started = restored.started
         self.serial = restored.last_serial
         self.counts = [self.states.count(state) for state in range(6)]

@@ -91,10 +91,10 @@ def on_inventory(core: "Core", worker: Worker, message: Inventory) -> None:
     for token, index, attempt, started in zip(message.leases, *columns, strict=True):
         lease = worker.leases.get(token)
         if lease is None:
-            lease = _adopt(core, job, token, index, attempt)
-            if lease is None:
+            if job is None or worker.sealed.get(token) != (job.id, index) or not _is_wanted(job, index):
                 stop.append(token)
                 continue
+            lease = _adopt(core, job, index, attempt)
             worker.leases[token] = lease
             core.leased += 1
         named[token] = None
@@ -108,14 +108,12 @@ def on_inventory(core: "Core", worker: Worker, message: Inventory) -> None:
         _reconcile(core, worker, core.inventories.pop(worker.id))
 
 
-def _adopt(core: "Core", job: Job | None, token: int, index: int, attempt: int) -> Lease | None:
-    """A lease of before a restart, if its task is unfinished and not leased anew."""
-    if job is None or job.is_ended or token >= core.fence:
-        return None
-    if not 0 <= index < job.record.count:
-        raise RemoteProtocolError(f"Inventory: job {job.id} has no task {index}")
-    if job.states[index] != QUEUED or index >= job.leased_before:
-        return None
+def _is_wanted(job: Job, index: int) -> bool:
+    return not job.is_ended and job.states[index] == QUEUED
+
+
+def _adopt(core: "Core", job: Job, index: int, attempt: int) -> Lease:
+    """A lease of before a restart is its worker's again."""
     job.move(index, RUNNING)
     job.doubt.pop(index, None)
     job.waiting.pop(index, None)
@@ -140,6 +138,7 @@ def _reconcile(core: "Core", worker: Worker, named: dict[int, None]) -> None:
             core.backlog.add(lease.job)
     end_attempts(core, worker, lost, "worker_lost")
     worker.is_ready = True
+    worker.sealed.clear()
     for requires in core.fleet.roomy:
         ask(core, worker, requires)
     core.fleet.make_roomy(worker)

@@ -13,6 +13,7 @@ from dcoord.core.fleet import KNOWN_MAX, Worker
 from dcoord.core.job import Job
 from dcoord.core.payload import KEPT_BYTES_MAX, items_bytes
 from dcoord.core.records import FrontierRecord
+from dcoord.core.seals import seal
 from dcoord.core.task import Lease
 from districomp.messages import BATCH_BYTES, BATCH_TASKS, Assign, Define, JobSpec, Recall
 from districomp.model import Blob, Item, item_content
@@ -129,10 +130,16 @@ def _assign(core: "Core", worker: Worker, job: Job, indexes: list[int], now: flo
         leases[token + place_] = Lease(job, index, attempts[place_] if attempts else 1)
     core.leased += len(indexes)
     core.changed[job.id] = None
+    whole = Assign(job.id, token, indexes, attempts)
     if job.payloads is None:
-        core.effects.append(Send(worker.peer, Assign(job.id, token, indexes, attempts)))
+        _send(core, worker, whole)
     else:
-        _send_items(core, worker, job, Assign(job.id, token, indexes, attempts))
+        _send_items(core, worker, job, whole)
+
+
+def _send(core: "Core", worker: Worker, assign: Assign) -> None:
+    assign.seal = seal(core.seal_key, worker.id, assign.job, assign.lease, assign.indexes)
+    core.effects.append(Send(worker.peer, assign))
 
 
 def _grants(core: "Core", worker: Worker, part: Assign) -> list[str]:
@@ -161,7 +168,7 @@ def _send_items(core: "Core", worker: Worker, job: Job, whole: Assign) -> None:
         attempts = whole.attempts[start:end]
         part = Assign(job.id, whole.lease + start, indexes[start:end], attempts, items[start:end])
         part.grants = _grants(core, worker, part)
-        core.effects.append(Send(worker.peer, part))
+        _send(core, worker, part)
         start = end
     if job.cursor >= payloads.chunk_of(indexes[-1])[1]:
         core.kept_bytes -= payloads.kept_bytes

@@ -163,7 +163,10 @@ class RestoredJob(msgspec.Struct):
 
 
 class Restored(msgspec.Struct):
-    """Everything that the core starts from. `epoch` is already this start's own; `workers`: those present when it stopped."""
+    """Everything that the core starts from. `epoch` is already this start's own; `workers`: those present when it stopped.
+
+    `seal_key`: what leases are sealed with (`seals.py`), the same for as long as the journal lives.
+    """
 
     epoch: int
     cluster: str
@@ -173,3 +176,4 @@ class Restored(msgspec.Struct):
     last_job: int
     tokens: list[TokenRecord] = []
     identities: list[IdentityRecord] = []
+    seal_key: bytes = b""

@@ -1,7 +1,7 @@
 """What workers say of their leases: started, ended, given back; and what it makes of the tasks.
 
-First valid report wins: a report counts if its worker holds the lease it names, or if the lease is of
-before a restart and the task is still unfinished and not leased anew. Everything else is recognised as
+First valid report wins: a report counts if its worker holds the lease it names, or if it proves that it had
+that lease before a restart (`seals.py`) and the task is still unfinished and not leased anew. Everything else is recognised as
 late and refused; either way the worker may forget it.
 """
 
@@ -123,7 +123,9 @@ def _claim(core: "Core", worker: Worker, job: Job, message: Reports) -> list[boo
     core.leased -= len(taken)
     if worker.started:
         worker.started -= sum(lease.started is not None for lease in taken.values())
-    late = [place for place in odd if message.leases[place] in taken or not _is_still_valid(core, job, message, place)]
+    late = [
+        place for place in odd if message.leases[place] in taken or not _is_still_valid(worker, job, message, place)
+    ]
     if not late:
         return []
     core.refused_reports += len(late)
@@ -135,10 +137,10 @@ def _claim(core: "Core", worker: Worker, job: Job, message: Reports) -> list[boo
     return keep
 
 
-def _is_still_valid(core: "Core", job: Job, message: Reports, place: int) -> bool:
-    """A report whose lease its worker does not hold: is it of before a restart, and still wanted?"""
+def _is_still_valid(worker: Worker, job: Job, message: Reports, place: int) -> bool:
+    """A report whose lease its worker does not hold: did it have that before a restart, and is it still wanted?"""
     index = message.indexes[place]
-    if message.leases[place] >= core.fence or job.states[index] != QUEUED or index >= job.leased_before:
+    if worker.sealed.get(message.leases[place]) != (job.id, index) or job.states[index] != QUEUED:
         return False
     reason = message.reasons[place] if message.reasons else "done"
     if reason != "done":

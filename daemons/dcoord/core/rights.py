@@ -33,6 +33,7 @@ from districomp.messages import (
     Revoke,
     RevokeToken,
     RotateAuthority,
+    Sealed,
     Started,
     Submit,
     Watch,
@@ -66,7 +67,7 @@ _GUEST: Final[_Kinds] = _EVERYBODY | {HelloGuest, Enrol}
 MAY: Final[dict[str, _Kinds]] = {
     "guest": _GUEST,
     "enrol": _GUEST,
-    "worker": _EVERYBODY | {HelloWorker, Inventory, Started, Returned, Reports, Has, AskGrant, Renew},
+    "worker": _EVERYBODY | {HelloWorker, Inventory, Started, Returned, Reports, Has, Sealed, AskGrant, Renew},
     "submit": _SUBMITTER,
     "read": _CLIENT,
     "admin": _SUBMITTER | _GUEST | {CreateToken, RevokeToken, Admit, Revoke, OpenEnrolment, RotateAuthority},
