@@ -23,7 +23,6 @@ from districomp.messages import (
     Reports,
     Resend,
     Returned,
-    Sealed,
     Started,
     Stop,
     Submit,
@@ -47,7 +46,6 @@ from dworker.events import (
     UseData,
 )
 from dworker.hold import PIPELINE_MAX
-from dworker.seals import SEALS_MIN
 from tests.unit.workerlab import BLOB, LEASE_S, OFFSET_S, Lab
 
 
@@ -186,37 +184,6 @@ def test_what_ended_in_the_batch_of_the_reconnection_is_reported_not_held(joined
     joined.feed(Disconnected())
     joined.feed(_ended(start, joined.now), Connected(Welcome(1, "c1", "lab", 1, LEASE_S, "", 0.0), joined.now))
     assert [type(message) for message in joined.sent] == [Reports, Inventory]
-
-
-def test_to_a_coordinator_that_was_restarted_it_proves_first_what_it_has(joined: Lab) -> None:
-    joined.hear(
-        Assign(1, 1, [0, 1, 2], seal=b"first"), Assign(1, 4, [3], seal=b"second"), Assign(1, 5, [4], seal=b"third")
-    )
-    first, second = joined.starts
-    joined.end(first)
-    joined.end(second)
-    joined.feed(Disconnected())
-    joined.feed(Connected(Welcome(1, "c1", "lab", 2, LEASE_S, "", 0.0, fence=5), joined.now))
-    assert joined.sent[:2] == [Sealed(1, 1, [0, 1, 2], b"first"), Sealed(1, 4, [3], b"second")]
-    assert isinstance(joined.sent[2], Reports)
-    joined.hear(Ack([message.serial for message in joined.sent if isinstance(message, Reports)]))
-    joined.feed(Disconnected())
-    joined.feed(Connected(Welcome(1, "c1", "lab", 3, LEASE_S, "", 0.0, fence=6), joined.now))
-    proved = [message.lease for message in joined.sent if isinstance(message, Sealed)]
-    assert proved == [1, 4, 5], "the third of the first Assign is still held"
-
-
-def test_seals_are_forgotten_with_what_they_are_for(joined: Lab) -> None:
-    for lease in range(1, 1 + 2 * SEALS_MIN):
-        joined.hear(Assign(1, lease, [lease]))
-        (start,) = joined.starts
-        joined.end(start)
-        (reports,) = joined.sent
-        assert isinstance(reports, Reports)
-        joined.hear(Ack([reports.serial]))
-    joined.feed(Disconnected())
-    joined.feed(Connected(Welcome(1, "c1", "lab", 2, LEASE_S, "", 0.0, fence=2**60), joined.now))
-    assert joined.sent == [Inventory(0, [], [], [], [], last=True)]
 
 
 def test_another_cluster_hears_nothing_of_the_first(joined: Lab) -> None:
