@@ -178,6 +178,7 @@ def _outcome_row(record: OutcomeRecord) -> Row:
     indexes = outcome.indexes
     first, last = (min(indexes), max(indexes)) if indexes else (0, 0)
     assert first >= 0 and last <= LOW_MASK and 0 < outcome.serial <= LOW_MASK
+    record.body = _encoder.encode(outcome)
     return (
         6,
         outcome.job,
@@ -190,7 +191,7 @@ def _outcome_row(record: OutcomeRecord) -> Row:
         bytes(outcome.states) or None,
         _pack_reasons(outcome.reasons),
         outcome.sweep,
-        _encoder.encode(outcome),
+        record.body,
     )
 
 

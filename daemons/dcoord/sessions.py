@@ -1,8 +1,7 @@
 """What clients ask, beside submitting and cancelling: documents, watching jobs, and results as they come.
 
 Answers after the commit of the batch in which a question came, so that nobody hears of what may still
-be lost. Results are pulled: a client has one request under way, so a slow one neither holds up others
-nor grows the coordinator. Journal reads run in a thread of their own.
+be lost. How results travel is `following.py`'s. Journal reads run in a thread of their own.
 """
 
 import asyncio
@@ -19,14 +18,15 @@ from dcoord.core.administer import token_documents
 from dcoord.core.core import Core
 from dcoord.core.explain import explain
 from dcoord.core.job import Job
-from dcoord.core.records import OutcomeRecord, Record, RestoredJob
+from dcoord.core.records import Record, RestoredJob
 from dcoord.core.rights import Principal, sees
-from dcoord.journal import Reader, pack_outcome
+from dcoord.following import Following, Rows
+from dcoord.journal import Reader
 from dcoord.taskview import JobSnapshot, Running, task_document, task_documents
 from districomp import clock
 from districomp.documents import DefinitionDocument, DefinitionShowDocument
 from districomp.errors import DistricompError
-from districomp.messages import BATCH_BYTES, AnyMessage, Query, Refused, Reply, ResultRows, Results, Watch
+from districomp.messages import BATCH_BYTES, AnyMessage, Query, Refused, Reply, Results, Watch
 from districomp.model import STATE_NAMES
 from districomp.stream import Connection
 
@@ -65,7 +65,7 @@ class Sessions:
         self._reader: Reader | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal-reader")
         self._watchers: dict[int, dict[_Watcher, None]] = {}
-        self._pulls: dict[int, dict[tuple[int, int], tuple[Connection, Results]]] = {}
+        self._following = Following(core, self._read_rows)
         self._parked: dict[int, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -95,31 +95,20 @@ class Sessions:
     def after_batch(self, records: Iterable[Record]) -> None:
         """A batch is committed: tell those who wait for what is in it."""
         core = self._core()
-        for record in records:
-            if isinstance(record, OutcomeRecord) and record.outcome.job in self._pulls:
-                self._serve_fresh(core, record)
+        self._following.after_batch(records, core.changed)
         for number in core.changed:
             for watcher in list(self._watchers.get(number, ())):
                 self._notify(watcher)
-            job = core.jobs.get(number)
-            if job is not None and job.is_ended and number in self._pulls:
-                for connection, pull in list(self._pulls.pop(number).values()):
-                    self._unpark(connection)
-                    self._results(connection, pull)
         core.changed.clear()
 
     def forget(self, peer: int) -> None:
         """A connection is gone."""
+        self._following.forget(peer)
         if self._parked.pop(peer, None) is None:
             return
         for watchers in list(self._watchers.values()):
             for watcher in [w for w in watchers if w.connection.peer == peer]:
                 self._end_watch(watcher)
-        for job, pulls in list(self._pulls.items()):
-            for key in [key for key in pulls if key[0] == peer]:
-                del pulls[key]
-            if not pulls:
-                del self._pulls[job]
 
     def job_reply(self, connection: Connection, request: int, job: int) -> None:
         """Answer a request with a job's document."""
@@ -140,6 +129,7 @@ class Sessions:
 
     async def close(self) -> None:
         """End the reading thread."""
+        self._following.close()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.get_running_loop().run_in_executor(self._thread, self._close_reader)
@@ -282,44 +272,17 @@ class Sessions:
     # ---- results ----
 
     def _results(self, connection: Connection, message: Results) -> None:
-        job = self._core().jobs.get(message.job)
-        if job is None:
+        if message.job in self._core().jobs:
+            self._following.follow(connection, message)
+        else:
             _refuse_job(connection, message.request, message.job)
-        elif message.after < job.serial:
-            self._spawn(self._answer_rows(connection, message))
-        elif job.is_ended or not message.wait:
-            connection.send(ResultRows(message.request, [], message.after, job.is_ended))
-        elif self._park(connection, message.request):
-            key = connection.peer, message.request
-            self._pulls.setdefault(message.job, {})[key] = (connection, message)
 
-    def _serve_fresh(self, core: Core, record: OutcomeRecord) -> None:
-        """Hand a row that was just committed to those who wait for exactly it; no need to read it back."""
-        outcome = record.outcome
-        job = core.jobs[outcome.job]
-        pulls = self._pulls.get(outcome.job, {})
-        rows: list[bytes] = []
-        for key, (connection, pull) in list(pulls.items()):
-            if pull.after != outcome.serial - 1:
-                continue
-            del pulls[key]
-            self._unpark(connection)
-            rows = rows or [pack_outcome(outcome)]
-            is_last = job.is_ended and outcome.serial == job.serial
-            connection.send(ResultRows(pull.request, rows, outcome.serial, is_last))
-        if not pulls:
-            self._pulls.pop(outcome.job, None)
-
-    async def _answer_rows(self, connection: Connection, message: Results) -> None:
-        found = await self._read(
-            connection, message.request, lambda reader: reader.rows(message.job, message.after, BATCH_BYTES)
-        )
-        if found is None:
-            return
-        rows, after = found
-        job = self._core().jobs.get(message.job)
-        is_last = job is not None and job.is_ended and after >= job.serial
-        connection.send(ResultRows(message.request, rows, after, is_last))
+    async def _read_rows(self, connection: Connection, request: int, job: int, after: int) -> Rows | None:
+        found = await self._read(connection, request, lambda reader: reader.rows(job, after, BATCH_BYTES))
+        if found is not None and not found[0]:
+            _refuse(connection, request, "degraded", f"the journal lacks what came after row {after} of job {job}")
+            return None
+        return found
 
     # ---- inside ----
 

@@ -27,7 +27,7 @@ from districomp.documents import (
     TaskDocument,
     WorkerDocument,
 )
-from districomp.errors import DistricompError, LocalProtocolError, RemoteProtocolError, UsageError
+from districomp.errors import DistricompError, LocalProtocolError, RefusedError, RemoteProtocolError, UsageError
 from districomp.messages import (
     Accepted,
     AskGrant,
@@ -187,28 +187,58 @@ class Client:
         """
         deadline = _deadline(timeout)
         ledger: Ledger | None = None
-        after = 0
-        while True:
-            rows = self._results(job, after, wait, deadline)
-            after = rows.after
+        for rows in self._followed(job, deadline) if wait else self._so_far(job, deadline):
             if rows.rows and ledger is None:
                 ledger = Ledger(job, tasks if tasks is not None else self.job(job).document().tasks)
             if ledger is not None:
                 outcomes = [ledger.read(body) for body in rows.rows]
                 if not rows.ended and ledger.must_look_ahead(outcomes):
-                    self._look_ahead(job, ledger, after, deadline)
+                    self._look_ahead(job, ledger, rows.after, deadline)
                 for outcome in outcomes:
                     yield from ledger.take(outcome)
-            if rows.ended or not (rows.rows or wait):
-                break
         if ledger is not None:
             yield from ledger.swept()
+
+    def _followed(self, job: int, deadline: float | None) -> Iterator[ResultRows]:
+        """A job's rows as they are recorded, until it has ended."""
+        after = losses = 0
+        while True:
+            link = self._pool.take(deadline, losses)
+            whole = False
+            try:
+                request = link.next_request()
+                link.send(Results(request, job, after, wait=True, follow=True))
+                while not whole:
+                    rows = _expect(link.receive(request, deadline), ResultRows)
+                    after, whole, losses = rows.after, rows.ended, 0
+                    yield rows
+                return
+            except LinkLostError:
+                losses += 1
+            except RefusedError:
+                whole = True
+                raise
+            finally:
+                if whole:
+                    self._pool.give(link)
+                else:
+                    link.close()
+
+    def _so_far(self, job: int, deadline: float | None) -> Iterator[ResultRows]:
+        """A job's rows that are recorded by now."""
+        after = 0
+        while True:
+            rows = self._results(job, after, deadline)
+            after = rows.after
+            yield rows
+            if rows.ended or not rows.rows:
+                return
 
     def _look_ahead(self, job: int, ledger: Ledger, after: int, deadline: float | None) -> None:
         """Read what is there of a job's rows, only to know what a person has queued again by now."""
         after = max(after, ledger.seen)
         while True:
-            rows = self._results(job, after, False, deadline)
+            rows = self._results(job, after, deadline)
             for body in rows.rows:
                 ledger.read(body)
             after = rows.after
@@ -255,7 +285,7 @@ class Client:
         # Documents are text; the bytes as they were are in the job's rows alone.
         said, after, whole = b"", 0, False
         while not whole:
-            rows = self._results(job, after, False, None)
+            rows = self._results(job, after, None)
             for body in rows.rows:
                 found = stderr_of(body, index)
                 said = said if found is None else found
@@ -318,10 +348,10 @@ class Client:
             ) from error
         return Job(self, accepted.job, accepted.tasks)
 
-    def _results(self, job: int, after: int, wait: bool, deadline: float | None) -> ResultRows:
+    def _results(self, job: int, after: int, deadline: float | None) -> ResultRows:
         def ask(link: Link) -> ResultRows:
             request = link.next_request()
-            link.send(Results(request, job, after, wait))
+            link.send(Results(request, job, after, wait=False))
             return _expect(link.receive(request, deadline), ResultRows)
 
         return self._pool.call(ask, deadline)

@@ -301,16 +301,20 @@ class Watch(Message, tag=34):
 
 
 class Results(Message, tag=35):
-    """Reply with the next rows of a job after `after` (0 at first); with `wait`, only when there are some or the job has ended."""
+    """Reply with the next rows of a job after `after` (0 at first); with `wait`, only when there are some or the job has ended.
+
+    With `follow` there are further replies, as rows are committed and as fast as the client takes them, until `ended`.
+    """
 
     request: int
     job: int
     after: int
     wait: bool
+    follow: bool = False
 
 
 class ResultRows(Message, tag=36):
-    """Rows of the journal, each an Outcome in MessagePack; `after` for the next request; `ended`: no more will come."""
+    """Rows of the journal, each an Outcome in MessagePack; `after`: the serial of the last, for the next request; `ended`: no more will come."""
 
     request: int
     rows: list[bytes]

@@ -152,6 +152,11 @@ class Connection(asyncio.Protocol):
         """Bytes accepted by `send` that the peer has not taken yet."""
         return 0 if self._transport is None else self._transport.get_write_buffer_size()
 
+    @property
+    def takes_more(self) -> bool:
+        """Whether the peer takes its bytes about as fast as they are sent; `drained` waits for that."""
+        return self._can_write.is_set() and not self.is_closing
+
     def send(self, message: Message) -> None:
         """Send a message; silently nothing when the connection is gone (its `closed` says so)."""
         transport = self._transport

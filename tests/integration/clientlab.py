@@ -297,19 +297,24 @@ class Lab:
             raise ConnectionAbortedError
 
     def _results(self, message: Results) -> Iterator[Message]:
-        with self._changed:
-            entry = self.jobs[message.job]
+        entry, after = self.jobs[message.job], message.after
 
-            def ready() -> bool:
-                return len(entry.rows) > message.after or entry.is_ended or self._stopping
+        def is_ready() -> bool:
+            return len(entry.rows) > after or entry.is_ended or self._stopping
 
-            if message.wait:
-                assert self._changed.wait_for(ready, BOUND_S)
-            # Two rows at a time, so that every test sees more than one answer.
-            rows = entry.rows[message.after : message.after + 2]
-            after = message.after + len(rows)
-            ended = entry.is_ended and after == len(entry.rows)
-        yield ResultRows(message.request, rows, after, ended)
+        while True:
+            with self._changed:
+                if message.wait:
+                    assert self._changed.wait_for(is_ready, BOUND_S)
+                if self._stopping:
+                    raise ConnectionAbortedError
+                # Two rows at a time, so that every test sees more than one answer.
+                rows = entry.rows[after : after + 2]
+                after += len(rows)
+                ended = entry.is_ended and after == len(entry.rows)
+            yield ResultRows(message.request, rows, after, ended)
+            if ended or not message.follow:
+                return
 
     def _reply(self, message: Query) -> Message:
         if message.noun == "status":

@@ -64,9 +64,13 @@ class FrontierRecord(Record):
 
 
 class OutcomeRecord(Record):
-    """Attempts that ended (or, with `sweep`, tasks that need none any more). One row, packed."""
+    """Attempts that ended (or, with `sweep`, tasks that need none any more). One row, packed.
+
+    `body`: as the journal keeps it and clients are sent it, once the journal has packed it.
+    """
 
     outcome: Outcome
+    body: bytes = b""
 
 
 class JobEndRecord(Record):
