@@ -197,7 +197,7 @@ class Daemon:
         self._endpoint.write()
         endpoint = self._endpoint.endpoint
         host, port = endpoint.control
-        log.info("ready: control %s port %d, page %s", host, port, endpoint.web or "(none)")
+        log.info("ready: control %s port %d, page %s", host, port, endpoint.web or "not up yet")
         systemd.ready(f"page {endpoint.web}" if endpoint.web else "no web server yet")
 
     # ---- the loop ----
@@ -303,6 +303,8 @@ class Daemon:
         endpoint.web_pid = hello.pid
         if self._web_is_up.is_set():
             self._endpoint.write()
+            log.info("page %s", endpoint.web)
+            systemd.status(f"page {endpoint.web}")
         self._web_is_up.set()
 
     def _tell_web(self) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from districomp.errors import UsageError
+from districomp.home import home_folder
 
 CONTROL_PORT: Final = 8420
 PLAIN: Final = "tcp://"
@@ -88,8 +89,8 @@ def local_sockets() -> list[Path]:
     system = Path("/run/districomp/control.sock")
     if not hasattr(os, "geteuid") or os.geteuid() == 0:
         return [system]
-    state = _absolute_or("XDG_STATE_HOME", Path.home() / ".local" / "state") / "districomp"
-    return [_absolute_or("XDG_RUNTIME_DIR", state / "run") / "districomp" / "control.sock", system]
+    runtime = _absolute("XDG_RUNTIME_DIR") or _state_folder() / "run"
+    return [runtime / "districomp" / "control.sock", system]
 
 
 def identity_folder() -> Path:
@@ -99,12 +100,16 @@ def identity_folder() -> Path:
         return Path(own).absolute() / "client"
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         return Path("/var/lib/districomp/client")
-    return _absolute_or("XDG_STATE_HOME", Path.home() / ".local" / "state") / "districomp" / "client"
+    return _state_folder() / "client"
 
 
-def _absolute_or(variable: str, default: Path) -> Path:
+def _state_folder() -> Path:
+    return (_absolute("XDG_STATE_HOME") or home_folder() / ".local" / "state") / "districomp"
+
+
+def _absolute(variable: str) -> Path | None:
     value = os.environ.get(variable, "")
-    return Path(value) if value.startswith("/") else default
+    return Path(value) if value.startswith("/") else None
 
 
 def given_addresses(coordinator: str | None) -> list[Address]:

@@ -18,6 +18,7 @@ import msgspec
 from msgspec.structs import replace
 
 from districomp.errors import ConfigError
+from districomp.home import home_folder
 from districomp.units import parse_duration
 from districomp.yamlfile import Document, YamlError
 from districomp.yamltree import FILE_BYTES_MAX
@@ -39,6 +40,7 @@ LIVE_AS_SHIPPED: Final = frozenset(("shell", "callable"))
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _HOST: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?")
 _SYSTEM_CONFIG: Final = Path("/etc/districomp")
+_FOLDERS: Final = ("DISTRICOMP_STATE_DIR", "DISTRICOMP_CONFIG_DIR", "DISTRICOMP_RUNTIME_DIR")
 
 C = TypeVar("C")
 
@@ -63,7 +65,8 @@ class Paths(msgspec.Struct, frozen=True):
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> "Paths":
         """DISTRICOMP_{STATE,CONFIG,RUNTIME}_DIR, else the system's folders for root, XDG's or LOCALAPPDATA's for others."""
         root = os.geteuid() == 0 if hasattr(os, "geteuid") else False
-        home = Path(environ.get("HOME") or Path.home())
+        # Who names every folder needs no home.
+        home = Path() if all(environ.get(name) for name in _FOLDERS) else home_folder(environ)
         local_state = home / ".local" / "state"
         if root:
             state, config, runtime = Path("/var/lib/districomp"), _SYSTEM_CONFIG, Path("/run/districomp")

@@ -110,6 +110,7 @@ def test_installing_starts_a_worker_and_no_coordinator(packages: Path) -> None:
         print(f"dcoord ready {(ready - begun) / 1000:.0f} ms after systemd began to start it, its authority made")
         assert ready - begun < 1_000_000
         fresh.wait("systemctl is-active dcoord-web")
+        fresh.wait("systemctl show --property=StatusText dcoord | grep --quiet 'page http://.*:8421'")
         assert not entries(fresh, "-p", "warning", "-u", "dcoord", "-u", "dcoord-web")
         # By the control socket of its own machine, without a word from a person.
         fresh.wait("test $(dctl worker list -q | wc -l) = 1")

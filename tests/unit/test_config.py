@@ -228,3 +228,16 @@ def test_others_have_xdgs_folders_above_the_systems_definitions(monkeypatch: pyt
 
 def test_shipped_definitions_are_those_of_the_checkout() -> None:
     assert shipped_tasks() == ROOT / "tasks"
+
+
+def test_an_account_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that runs as any user's number."""
+
+    def nobody_knows() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nobody_knows)
+    with pytest.raises(ConfigError, match="set HOME, or else DISTRICOMP_STATE_DIR"):
+        Paths.from_environment({})
+    folders = {f"DISTRICOMP_{name}_DIR": f"/of/{name}" for name in ("STATE", "CONFIG", "RUNTIME")}
+    assert Paths.from_environment(folders).runtime == Path("/of/RUNTIME")
