@@ -67,6 +67,7 @@ docs: $(VENV)/dev.stamp ## draw the generated parts of docs/ anew
 	$(BIN)/python scripts/security_document.py
 	$(BIN)/python scripts/definition_schema.py
 	$(BIN)/python scripts/openapi.py
+	$(BIN)/python -m bench draw
 
 packages: $(VENV)/run.stamp ## the Debian packages, into dist/; ARCH="amd64 arm64" for other processors than this one
 	@$(PYTHON) scripts/packages.py --venv $(VENV) $(addprefix --arch=,$(ARCH))

@@ -1,0 +1,117 @@
+"""`python -m bench scale`: how the coordinator bears many queued tasks.
+
+For each number of tasks, in turn and in every round anew: a coordinator alone takes them in (a range; as many lines of 100
+bytes beside it), then two one-slot workers do them, or as many as fit into a moment. TLS, `synchronous=FULL`, loopback.
+Writes bench/results/scale.json and draws docs/benchmarks.md from it.
+"""
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice, repeat
+from pathlib import Path
+from typing import Final
+
+from bench import draw, tables
+from bench.client import write_token
+from bench.machine import cpu_s, heading, rss_mb
+from bench.peers.districomp import DEFINITIONS
+from bench.processes import all_ended
+from bench.results import FOLDER, Point, Scale, figure, save
+from demo.cluster import Cluster
+from districomp.client import Client
+
+TASKS: Final = (1_000, 10_000, 100_000, 1_000_000, 10_000_000)
+QUICK_TASKS: Final = (1_000, 10_000)
+DONE_MAX: Final = 300_000
+"""Results that are waited for: the rate does not change after so many."""
+DATA: Final = b"." * 100
+DATA_TASKS_MAX: Final = 1_000_000
+WORKERS: Final = 2
+
+
+def main(argv: Sequence[str]) -> int:
+    """0."""
+    parser = argparse.ArgumentParser(prog="python -m bench scale", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="one round of the smallest, nothing written")
+    parser.add_argument("--results", type=Path, default=FOLDER, help="the folder of scale.json")
+    given = parser.parse_args(argv)
+    rounds = 1 if given.quick else given.rounds
+    tasks = [Point(count) for count in (QUICK_TASKS if given.quick else TASKS)]
+    with all_ended():
+        for number in range(rounds):
+            for point in tasks if number % 2 == 0 else reversed(tasks):
+                measure_tasks(point)
+                _say(f"round {number + 1}, {point.at:,} tasks", point)
+    result = Scale(heading(), rounds, [], tasks)
+    if given.quick:
+        print(tables.scale(result))
+    else:
+        print(f"written: {save(result, given.results)}")
+        if given.results == FOLDER:
+            draw.write()
+    return 0
+
+
+def _say(what: str, point: Point) -> None:
+    print(f"{what}: {', '.join(f'{name} {figure(values[-1])}' for name, values in point.figures.items())}", flush=True)
+
+
+def measure_tasks(point: Point) -> None:
+    """Take in, and do, this many."""
+    count = point.at
+    with _coordinator() as (cluster, client, pid):
+        before = rss_mb(pid)
+        start = time.perf_counter()
+        job = client.submit("noop", range=range(count))
+        point.add("submit_s", time.perf_counter() - start)
+        after = rss_mb(pid)
+        point.add("rss_mb", after)
+        point.add("queued_bytes", max(0.0, 1e6 * (after - before) / count))
+        job.cancel()
+        for number in range(WORKERS):
+            cluster.start_worker(f"w{number}")
+        cluster.wait_for_workers(WORKERS)
+        rate, cpu_us = throughput(client, pid, count)
+        point.add("noop", rate)
+        point.add("cpu_us", cpu_us)
+    if count <= DATA_TASKS_MAX:
+        with _coordinator() as (_, client, pid):
+            before = rss_mb(pid)
+            client.submit("noop", items=repeat(DATA, count))
+            point.add("data_bytes", max(0.0, 1e6 * (rss_mb(pid) - before) / count))
+
+
+def throughput(client: Client, coordinator: int, tasks: int) -> tuple[float, float]:
+    """No-op tasks a second from submission on, and the coordinator's processor time a task in microseconds."""
+    assert sum(1 for _ in client.submit("noop", range=range(1000)).results()) == 1000
+    wanted = min(tasks, DONE_MAX)
+    cpu_before = cpu_s(coordinator)
+    start = time.perf_counter()
+    job = client.submit("noop", range=range(tasks))
+    count = sum(1 for _ in islice(job.results(), wanted))
+    seconds = time.perf_counter() - start
+    used = cpu_s(coordinator) - cpu_before
+    if count < wanted:
+        raise RuntimeError(f"{count} results of {wanted} tasks")
+    if tasks > wanted:
+        job.cancel()
+    return count / seconds, 1e6 * used / count
+
+
+@contextmanager
+def _coordinator() -> Iterator[tuple[Cluster, Client, int]]:
+    """A new one without workers, a client of it, and its process id."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder, Cluster(Path(folder)) as cluster:
+        for name, text in DEFINITIONS.items():
+            (cluster.config / "tasks.d" / f"{name}.yaml").write_text(text, encoding="utf-8")
+        pid = cluster.start_coordinator().pid
+        os.environ["DISTRICOMP_STATE_DIR"] = str(cluster.folder / "client")
+        address, port = cluster.endpoint()["control"]
+        with Client(f"{address}:{port}", write_token(cluster, "submit")) as client:
+            client.status()
+            yield cluster, client, pid
