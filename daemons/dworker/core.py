@@ -48,15 +48,14 @@ from dworker.events import (
     Uploaded,
     UseData,
 )
+from dworker.gather import Gathering
 from dworker.hold import Chunk, Queue, Slot, Spooled, Work, held_rows, spans
 from dworker.known import Known
-from dworker.reports import HeldRow, Rows, inventories, one_row
+from dworker.reports import HeldRow, inventories, one_row
 from dworker.seals import Seals, Span
 
 STARTED_S: Final = 0.05
 """An attempt that runs this long is named in a Started."""
-REPORT_S: Final = 0.002
-"""While more work waits here, what ended waits so long for company: fewer messages, fewer commits."""
 HELD_MAX: Final = 16_384
 """A coordinator that gives more leases than this is out of its mind."""
 LOOKS_MAX: Final = 10_000
@@ -94,8 +93,7 @@ class WorkerCore:
         self._seals = Seals()
         self._slots = [Slot(number) for number in range(settings.slots)]
         self._spooled: dict[int, Spooled] = {}
-        self._ended: dict[int, Rows] = {}
-        self._report_at: float | None = None
+        self._ended = Gathering()
         self._unacknowledged: dict[int, Reports] = {}
         self._serial = settings.first_serial
         self._looks = 0
@@ -129,7 +127,8 @@ class WorkerCore:
     def tick(self, now: float) -> list[Effects]:
         """Start what can start, report what ended, and see to the timers."""
         self._place(now)
-        self._report_soon(now)
+        if self._ended.is_due(now, self._queue.count):
+            self._report()
         if self.connected:
             self._announce(now)
             self._keep_alive(now)
@@ -145,8 +144,8 @@ class WorkerCore:
             times += [slot.since + STARTED_S for slot in self._slots if self._unannounced(slot)]
         if self._exit_at is not None and not self._exited:
             times.append(self._exit_at)
-        if self._report_at is not None:
-            times.append(self._report_at)
+        if self._ended.due is not None:
+            times.append(self._ended.due)
         return min(times, default=None)
 
     @property
@@ -200,7 +199,6 @@ class WorkerCore:
         self._known.clear()
         self._spooled.clear()
         self._ended.clear()
-        self._report_at = None
         self._unacknowledged.clear()
 
     def _held(self) -> dict[int, list[HeldRow]]:
@@ -208,9 +206,7 @@ class WorkerCore:
 
     def _spans(self) -> list[Span]:
         """Where the leases are that are held, or whose reports are not acknowledged."""
-        told = [rows.leases for rows in self._ended.values()] + [
-            reports.leases for reports in self._unacknowledged.values()
-        ]
+        told = self._ended.leases + [reports.leases for reports in self._unacknowledged.values()]
         held = spans(self._queue, self._slots, self._spooled)
         return held + [(min(leases), max(leases)) for leases in told if leases]
 
@@ -372,10 +368,7 @@ class WorkerCore:
 
     def _add(self, work: Work, event: AttemptsEnded, indexes: list[int], attempts: list[int]) -> None:
         work.held -= len(indexes)
-        rows = self._ended.get(work.job)
-        if rows is None:
-            rows = self._ended[work.job] = Rows()
-        rows.extend(event, indexes, attempts)
+        self._ended.add(work, event, indexes, attempts)
 
     def _fail_unstarted(self, rows: list[tuple[Work, int, int, int]], now: float, reason: str, why: bytes) -> None:
         for work, lease, index, attempt in rows:
@@ -395,23 +388,11 @@ class WorkerCore:
 
     # ---- reports ----
 
-    def _report_soon(self, now: float) -> None:
-        """At once when nothing waits here, else in a moment."""
-        if not self._ended:
-            return
-        if self._report_at is None and self._queue.count:
-            self._report_at = now + REPORT_S
-        elif not self._queue.count or self._report_at is None or now >= self._report_at:
-            self._report()
-
     def _report(self) -> None:
-        self._report_at = None
-        for job, rows in self._ended.items():
-            for reports in rows.cut(job, self._serial, self._offset_s):
-                self._serial += 1
-                self._unacknowledged[reports.serial] = reports
-                self._send(reports)
-        self._ended.clear()
+        for reports in self._ended.take(self._serial, self._offset_s):
+            self._serial += 1
+            self._unacknowledged[reports.serial] = reports
+            self._send(reports)
 
     def _unannounced(self, slot: Slot) -> bool:
         return bool(slot.hand) and not slot.disowned and slot.announced != slot.head()

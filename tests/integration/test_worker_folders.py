@@ -119,3 +119,23 @@ def test_a_tree_goes_whatever_its_permissions_and_what_its_links_name_stays() ->
         subprocess.run([sys.executable, "-c", code, str(tree)], check=True, cwd="/")
         assert not tree.exists()
         assert (outside / "kept").exists()
+
+
+def test_a_clock_that_stands_still_hides_nothing(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A change within a tick of the folder's making leaves the same time: then it is listed."""
+    folder = Path(folders.make(None, []))
+    made = folder.stat()
+
+    class Clock:
+        """As if no time had passed since."""
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(os, name)
+
+        def stat(self, *_: object, **__: object) -> os.stat_result:
+            return made
+
+    monkeypatch.setattr("dworker.runners.folders.os", Clock())
+    (folder / "left").touch()
+    folders.remove(str(folder))
+    assert folders.make(None, []) != str(folder)

@@ -28,7 +28,7 @@ from districomp.messages import (
     Submit,
     Welcome,
 )
-from dworker.core import HAND_BACK_S, HELD_MAX, LOOKS_MAX, REPORT_S, STARTED_S
+from dworker.core import HAND_BACK_S, HELD_MAX, LOOKS_MAX, STARTED_S
 from dworker.events import (
     AttemptsEnded,
     Connected,
@@ -45,6 +45,7 @@ from dworker.events import (
     Uploaded,
     UseData,
 )
+from dworker.gather import GATHER_S
 from dworker.hold import PIPELINE_MAX
 from tests.unit.workerlab import BLOB, LEASE_S, OFFSET_S, Lab
 
@@ -82,8 +83,8 @@ def test_leases_start_in_their_order_as_slots_are_free(joined: Lab) -> None:
     joined.end(second, exit_codes=[0], results=[b"out"])
     assert [(start.slot, start.leases) for start in joined.starts] == [(1, [52])]
     assert joined.sent == [], "more work waits here: reports wait for company"
-    assert joined.core.deadline() == pytest.approx(100.0 + REPORT_S)
-    joined.wait(REPORT_S)
+    assert joined.core.deadline() == pytest.approx(100.0 + GATHER_S)
+    joined.wait(GATHER_S)
     (reports,) = joined.sent
     assert (reports.serial, reports.job, reports.leases, reports.indexes, reports.attempts) == (1000, 1, [51], [1], [2])
     assert (reports.reasons, reports.exit_codes, reports.results) == ([], [0], [b"out"])
@@ -148,7 +149,7 @@ def test_after_a_reconnection_it_says_what_it_holds_and_reports_again(joined: La
     joined.hear(Assign(1, 1, [0, 1, 2, 3]))
     first, _ = joined.starts
     joined.end(first)
-    joined.wait(REPORT_S)
+    joined.wait(GATHER_S)
     (reports,) = joined.sent
     joined.feed(Disconnected())
     joined.connect()

@@ -10,6 +10,7 @@ import os
 import shutil
 import stat
 import sys
+import time
 from collections import deque
 from concurrent.futures import Executor
 from pathlib import Path
@@ -21,14 +22,20 @@ SPARE_MAX: Final = 64
 SPARE_S: Final = 1.0
 """An untouched folder that nobody needs is removed after this."""
 _MODE: Final = stat.S_IFDIR | 0o700
+_TICK_NS: Final = 20_000_000
+"""A file system's clock may stand still for a few milliseconds: two changes closer together may leave the same time."""
 
 
 class _Made(NamedTuple):
-    """What a folder was when it was made. `key`: folders with the same one are interchangeable."""
+    """What a folder was when it was made. `key`: folders with the same one are interchangeable.
+
+    `is_settled`: it was handed out so long after that any change has left another time.
+    """
 
     key: str
     changed_ns: int
     entries: list[str]
+    is_settled: bool = False
 
 
 def emptied(root: Path, executor: Executor) -> Path:
@@ -67,7 +74,11 @@ class Folders:
         key = str(bundle or "")
         spare = self._spare.get(key)
         if spare:
-            return spare.pop()[0]
+            folder = spare.pop()[0]
+            made = self._made[folder]
+            if not made.is_settled and time.time_ns() - made.changed_ns > _TICK_NS:
+                self._made[folder] = made._replace(is_settled=True)
+            return folder
         self._next += 1
         folder = f"{self._root}/{self._next}"
         os.mkdir(folder, 0o700)  # noqa: PTH102 -- once a task
@@ -127,14 +138,11 @@ def _show(source: str, target: str) -> None:
 
 
 def _is_untouched(folder: str, made: _Made) -> bool:
-    """Nothing was put there, and its permissions are those it was made with.
-
-    The time of change cannot be forged; the listing is for clocks that stand still for a few milliseconds.
-    """
+    """Nothing was put there, and its permissions are those it was made with: the time of change cannot be forged."""
     try:
         now = os.stat(folder, follow_symlinks=False)  # noqa: PTH116 -- once a task
         same = now.st_ctime_ns == made.changed_ns and now.st_mode == _MODE
-        return same and sorted(os.listdir(folder)) == made.entries  # noqa: PTH208 -- as above
+        return same and (made.is_settled or sorted(os.listdir(folder)) == made.entries)  # noqa: PTH208 -- as above
     except OSError:
         return False
 

@@ -96,6 +96,7 @@ class Guard:
         self._file_rights = READ_FILE | _WRITE_FILE | (_TRUNCATE if version >= 3 else 0)
         self._rights = self._file_rights | _CHANGE_ENTRIES | (_REFER if version >= 2 else 0)
         self._seen: dict[str, _Seen | None] = {}
+        self._unsettled: list[str] = []
         self._mounts = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
         self._poll = select.poll()
         self._poll.register(self._mounts, select.POLLPRI)
@@ -110,10 +111,21 @@ class Guard:
 
     def renewed(self) -> int | None:
         """A descriptor of a new ruleset, the caller's to close, if the last one is out of date. OSError."""
+        now_ns = time.time_ns()
         # Asked in any case: the answer is forgotten once given.
-        if not self._poll.poll(0) and self._seen and all(map(_is_same, self._seen, self._seen.values())):
-            return None
-        return self._make()
+        if self._poll.poll(0) or not self._seen or not all(map(_is_same, self._seen, self._seen.values())):
+            return self._make()
+        for folder in self._unsettled:
+            self._settle(folder, now_ns)
+        return None
+
+    def _settle(self, folder: str, now_ns: int) -> None:
+        """If a folder's times will tell of any change from now on, do not list it again; it was the same after `now_ns`."""
+        seen = self._seen[folder]
+        assert seen is not None
+        if _is_settled(seen.changed_ns, now_ns):
+            self._seen[folder] = seen._replace(names=None)
+            self._unsettled = [other for other in self._unsettled if other != folder]
 
     def _make(self) -> int:
         mounts = os.pread(self._mounts, 1 << 24, 0).decode("utf-8", "surrogateescape")
@@ -123,6 +135,7 @@ class Guard:
         ruleset = _syscall(_CREATE_RULESET, _ATTRIBUTES.pack(self._rights), _ATTRIBUTES.size, 0)
         try:
             self._seen = {folder: self._allow_entries(ruleset, folder, hidden.union(way), readable) for folder in way}
+            self._unsettled = [folder for folder, seen in self._seen.items() if seen is not None and seen.names]
         except BaseException:
             self._seen.clear()
             os.close(ruleset)
@@ -144,8 +157,13 @@ class Guard:
         except OSError as error:
             log.debug("tasks can use nothing that lies in %s: it cannot be listed: %s", folder, error.strerror)
             return None
-        settled = not 0 <= time.time_ns() - before.st_mtime_ns < _SETTLED_NS
+        settled = _is_settled(before.st_mtime_ns, time.time_ns())
         return _Seen(before.st_dev, before.st_ino, before.st_mtime_ns, None if settled else sorted(names))
+
+
+def _is_settled(changed_ns: int, now_ns: int) -> bool:
+    """Whether any change of a folder from now on leaves another time than its last one."""
+    return not 0 <= now_ns - changed_ns < _SETTLED_NS
 
 
 def _allow(ruleset: int, path: str, rights: int) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable
 LINGER_S = 5.0
 """A process that was killed takes this long to die at most, and only then are its children ours."""
 ENVIRON_BYTES_MAX = 4 * 1024 * 1024
+LISTING_BYTES = 4096
 
 
 class Orphans:
@@ -66,6 +67,12 @@ class Orphans:
                 except OSError:
                     pass
 
+    def forget(self) -> None:
+        """There is nobody who could have been left behind."""
+        self._left.clear()
+        self._tokens.clear()
+        self._killed.clear()
+
     def kill_all(self) -> None:
         """Nothing that we have started runs: kill every child."""
         self._left.clear()
@@ -78,10 +85,10 @@ class Orphans:
         """
         if self._listing is None:
             return []
-        os.lseek(self._listing, 0, os.SEEK_SET)
-        chunks: list[bytes] = []
-        while chunk := os.read(self._listing, 65536):
+        chunks, at = [b""], 0
+        while chunk := os.pread(self._listing, LISTING_BYTES, at):
             chunks.append(chunk)
+            at += len(chunk)
         return [int(word) for word in b"".join(chunks).split()]
 
 

@@ -317,7 +317,8 @@ class Server:
                 # WNOWAIT: while the leader is a zombie its group's number cannot belong to anybody else.
                 ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             except ChildProcessError:
-                break
+                self.orphans.forget()  # nothing at all descends from us: after a task by itself that is the rule
+                return
             if ended is None:
                 break
             count += 1
