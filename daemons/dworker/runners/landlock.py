@@ -43,8 +43,8 @@ _REFER: Final = 1 << 13
 _TRUNCATE: Final = 1 << 14
 """Since ABI 3."""
 
-_SETTLED_NS: Final = 20_000_000
-"""Two changes of a folder closer together than a tick of the kernel's clock leave the same time."""
+_CLOCK_REALTIME_COARSE: Final = 5
+"""The clock that file systems take their times from: two changes within one of its ticks leave the same time."""
 
 
 def _syscall(number: int, *arguments: int | bytes | None) -> int:
@@ -111,7 +111,7 @@ class Guard:
 
     def renewed(self) -> int | None:
         """A descriptor of a new ruleset, the caller's to close, if the last one is out of date. OSError."""
-        now_ns = time.time_ns()
+        now_ns = time.clock_gettime_ns(_CLOCK_REALTIME_COARSE)
         # Asked in any case: the answer is forgotten once given.
         if self._poll.poll(0) or not self._seen or not all(map(_is_same, self._seen, self._seen.values())):
             return self._make()
@@ -146,6 +146,8 @@ class Guard:
         """Allow what is in a folder on the way, but for what is closed; how the folder was just before."""
         names: list[str] = []
         try:
+            # First, since listing may take longer than a tick: what is made from here on leaves another time.
+            now_ns = time.clock_gettime_ns(_CLOCK_REALTIME_COARSE)
             before = os.stat(folder)  # noqa: PTH116 -- a path is text here: there may be thousands
             with os.scandir(folder) as entries:
                 for entry in entries:
@@ -157,13 +159,13 @@ class Guard:
         except OSError as error:
             log.debug("tasks can use nothing that lies in %s: it cannot be listed: %s", folder, error.strerror)
             return None
-        settled = _is_settled(before.st_mtime_ns, time.time_ns())
+        settled = _is_settled(before.st_mtime_ns, now_ns)
         return _Seen(before.st_dev, before.st_ino, before.st_mtime_ns, None if settled else sorted(names))
 
 
 def _is_settled(changed_ns: int, now_ns: int) -> bool:
-    """Whether any change of a folder from now on leaves another time than its last one."""
-    return not 0 <= now_ns - changed_ns < _SETTLED_NS
+    """Whether any change of a folder from now on, by that clock, leaves another time than its last one."""
+    return changed_ns < now_ns
 
 
 def _allow(ruleset: int, path: str, rights: int) -> None:
