@@ -4,10 +4,12 @@ Owns who may use it (a key that works once, then a cookie; no other site's page)
 what the pages say. The browser never sees a grant, the data port never a cookie.
 """
 
+import contextlib
 import hmac
 import http.client
 import http.server
 import secrets
+import socket
 import threading
 import time
 from types import TracebackType
@@ -20,6 +22,8 @@ from districomp.errors import DistricompError, UsageError
 
 ADDRESS: Final = "127.0.0.1"
 TIMEOUT_S: Final = 60.0
+LINGER_S: Final = 10.0
+"""So long a browser may go on sending what was refused, before it is cut off."""
 CHUNK_BYTES: Final = 64 * 1024
 CONNECTIONS_MAX: Final = 64
 READING: Final = frozenset(("GET", "HEAD"))
@@ -144,6 +148,17 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = TIMEOUT_S
     server: _Server
+
+    def finish(self) -> None:
+        """As StreamRequestHandler, but our end first: who is still sending could not read the answer after a reset."""
+        super().finish()
+        until = time.monotonic() + LINGER_S
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_WR)
+            while (left_s := until - time.monotonic()) > 0:
+                self.connection.settimeout(left_s)
+                if not self.connection.recv(CHUNK_BYTES):
+                    break
 
     def log_message(self, *_arguments: Any) -> None:
         """Nothing: the key would be in it."""

@@ -5,6 +5,7 @@ import http.client
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -120,6 +121,20 @@ def test_what_is_no_request_of_a_browser_gets_no_further(pages: Pages) -> None:
     assert pages.ask("GET", "/tasks/..%2f..%2fetc")[0] in (400, 404)
 
 
+def test_who_still_sends_what_is_refused_can_read_why(pages: Pages) -> None:
+    pages.log_in()
+    head = f"POST / HTTP/1.1\r\nHost: {pages.parts.netloc}\r\nCookie: {pages.cookie}\r\nContent-Length: 3000000\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", pages.parts.port or 0), BOUND_S) as browser:
+        browser.sendall(head.encode())
+        first = browser.recv(1)
+        for _ in range(30):
+            browser.sendall(bytes(100_000))
+        browser.shutdown(socket.SHUT_WR)
+        said = first + b"".join(iter(lambda: browser.recv(65536), b""))
+    assert said.startswith(b"HTTP/1.1 403 ")
+    assert said.endswith(b"A page of another site may not write here.\n")
+
+
 def test_the_pages_have_the_rights_of_their_user(cluster: Cluster, elsewhere: Elsewhere) -> None:
     dctl("join", token("submit"), environment=elsewhere.environment)
     with Client(cluster.socket) as client:
@@ -150,18 +165,20 @@ def test_the_pages_open_in_a_browser_without_the_key_in_an_argument(cluster: Clu
         f'#!/bin/sh\necho "$@" > {tmp_path}/given; cat "${{1#file://}}" > {tmp_path}/page\n'
     )
     (tmp_path / "browser").chmod(0o755)
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", "dctl", "ui"],
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
         env=os.environ | {"PYTHONPATH": str(DAEMONS), "BROWSER": f"{tmp_path}/browser %s", "DISPLAY": ":none"},
-    )
-    assert process.stdout is not None
-    url = process.stdout.readline().decode().strip()
-    cluster.wait_for(lambda: (tmp_path / "page").exists() and url in (tmp_path / "page").read_text(), "page")
-    given = (tmp_path / "given").read_text().strip()
-    assert "key" not in given
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=BOUND_S)
-    assert process.returncode == 0
-    assert not Path(given.removeprefix("file://")).exists()
+    ) as process:
+        try:
+            assert process.stdout is not None
+            url = process.stdout.readline().decode().strip()
+            cluster.wait_for(lambda: (tmp_path / "page").exists() and url in (tmp_path / "page").read_text(), "page")
+            given = (tmp_path / "given").read_text().strip()
+            assert "key" not in given
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(BOUND_S) == 0
+            assert not Path(given.removeprefix("file://")).exists()
+        finally:
+            process.kill()
