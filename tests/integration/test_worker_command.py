@@ -249,7 +249,7 @@ async def test_children_that_are_left_behind_die_with_their_task(lab: Lab) -> No
     note = lab.folder / "notes" / "1"  # not beside the worker's own folder, where no task can make anything
     note.parent.mkdir()
     (other,) = lab.assign(lab.define(["sh", "-c", f"(setsid sleep 1000 & echo $! >{note}); exec sleep 1000"]), 1)
-    await lab.started(other)
+    await lab.until(lambda: note.exists() and note.read_text().endswith("\n"))
     bystander = int(note.read_text())
     hidden = {"HOME": "/", "TMPDIR": "/tmp"}
     for script, env in (("sleep 1000 & echo $!", {}), ("setsid sleep 1000 & echo $!", {}), (MOVED, hidden)):
