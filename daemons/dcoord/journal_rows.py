@@ -98,10 +98,10 @@ def pack_offsets(indexes: Sequence[int], first: int, last: int) -> bytes | None:
     return _little_endian(array(code, [index - first for index in indexes])).tobytes()
 
 
-def unpack_offsets(offsets: bytes | None, first: int, count: int) -> list[int]:
-    """The indices of a row: the reverse of `pack_offsets`."""
+def unpack_offsets(offsets: bytes | None, first: int, count: int) -> list[int] | range:
+    """The indices of a row: the reverse of `pack_offsets`; a range if they are in order."""
     if offsets is None:
-        return list(range(first, first + count))
+        return range(first, first + count)
     width = len(offsets) // count
     values = array({1: "B", 2: "H", 4: "I"}[width], offsets)
     return [first + offset for offset in _little_endian(values)]

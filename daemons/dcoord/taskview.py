@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from dcoord.core.job import apply_sweep
+from dcoord.core.job import apply_head
 from dcoord.journal import Reader
 from districomp.documents import AttemptDocument, TaskDocument, iso_time
 from districomp.model import (
@@ -59,10 +59,7 @@ def task_documents(reader: Reader, snapshot: JobSnapshot, state: str) -> Iterato
 def _states_of_ended(reader: Reader, snapshot: JobSnapshot) -> bytearray:
     states = bytearray(snapshot.count)
     for head in reader.heads(snapshot.job):
-        for place, index in enumerate(head.indexes):
-            states[index] = head.states[place] if head.states else DONE
-        if head.sweep is not None:
-            apply_sweep(states, head)
+        apply_head(states, head)
     return states
 
 

@@ -136,7 +136,7 @@ class Model(msgspec.Struct):
         for number, job in sorted(self.jobs.items()):
             outcomes = self.outcomes[number]
             shown = outcomes if with_heads and job.end is None else []
-            heads = [Head(o.serial, o.indexes, o.states, o.reasons, o.sweep) for o in shown]
+            heads = [Head(o.serial, _restored_indexes(o.indexes), o.states, o.reasons, o.sweep) for o in shown]
             last = outcomes[-1].serial if outcomes else 0
             jobs.append(RestoredJob(job.record, job.frontier, job.started, chunks[number], heads, last, job.end))
         return jobs
@@ -269,3 +269,9 @@ def _outcomes(draw: st.DrawFn, job: int, serial: int, unended: list[int], sweep:
         results=draw(st.just([]) | st.lists(st.none() | PAYLOADS, min_size=n, max_size=n)),
         sweep=CANCELLED if sweep else None,
     )
+
+
+def _restored_indexes(indexes: list[int]) -> list[int] | range:
+    """Those in order come back as a range."""
+    in_order = range(indexes[0], indexes[0] + len(indexes)) if indexes else range(0)
+    return in_order if indexes and indexes == list(in_order) else indexes

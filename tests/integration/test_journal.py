@@ -101,7 +101,7 @@ def check_reader(path: Path, model: Model, chunks: dict[int, list[int]]) -> None
         assert reader.job(number) == expected
         outcomes = model.outcomes[number]
         assert reader.rows(number, 0, ALL_BYTES) == ([pack_outcome(o) for o in outcomes], len(outcomes))
-        assert [head.indexes for head in reader.heads(number)] == [o.indexes for o in outcomes]
+        assert [list(head.indexes) for head in reader.heads(number)] == [o.indexes for o in outcomes]
         for index in range(count):
             check_task(reader, model, number, index)
         for index in (-1, count, count + 1, 1 << 40):

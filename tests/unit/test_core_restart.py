@@ -50,8 +50,8 @@ def test_after_a_restart_what_is_above_the_frontier_is_leased_at_once_and_the_re
     frontier = lab.recorded(FrontierRecord)[-1].frontier
     assert [i for _, _, i in later.leases(2)] == [frontier, frontier + 1]
     later.advance(16.0)
-    assert later.core.jobs[1].doubt == {}
-    assert 0 in later.core.jobs[1].ready
+    assert list(later.core.jobs[1].doubt) == []
+    assert later.core.jobs[1].next_index() == 0
 
 
 def test_once_every_worker_is_back_nothing_waits() -> None:

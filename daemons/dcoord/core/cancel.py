@@ -71,7 +71,7 @@ def _cancel_queued(core: "Core", job: Job, indexes: list[int]) -> None:
     for index in indexes:
         job.move(index, CANCELLED)
         job.waiting.pop(index, None)
-        job.doubt.pop(index, None)
+        job.doubt.discard(index)
     count = len(indexes)
     # Attempt 0: there was none.
     outcome = Outcome(job.id, job.serial + 1, "", indexes, [CANCELLED] * count, [0] * count, ["cancelled"] * count)

@@ -1,12 +1,14 @@
-"""A job: one byte of state a task, and the indices that can be leased, as ranges.
+"""A job: one byte of state a task, and where to look for the next ones that can be leased.
 
-The only code that changes a task's state, and it looks at the transition table each time. Knows
+Nothing here grows with the number of queued tasks but that byte: what is to be leased next is found in the
+states themselves, at memory speed. The only code that changes a task's state, and it looks at the transition table each time. Knows
 nothing of workers, messages or the clock; `reports.py` and `place.py` decide what happens.
 """
 
 from collections import deque
 from collections.abc import Iterable
 
+from dcoord.core.doubt import Doubt
 from dcoord.core.payload import Payloads
 from dcoord.core.records import Head, JobRecord, RestoredJob
 from dcoord.core.task import LEGAL, Tries
@@ -36,6 +38,7 @@ class Job:
         "mean_result_bytes",
         "mean_s",
         "payloads",
+        "position",
         "ready",
         "record",
         "serial",
@@ -51,16 +54,18 @@ class Job:
         self.definition = definition
         self.states = bytearray(record.count)
         self.counts = [record.count, 0, 0, 0, 0, 0]
+        self.position = 0
+        """Whatever is queued below it is in `ready`, in `waiting` or in doubt. Raised as tasks are taken, and put back
+        when tasks below it are queued again in bulk."""
         self.cursor = 0
         """No index at or above it was ever leased."""
         self.frontier = 0
         """No index at or above it may be leased before a FrontierRecord is written."""
         self.ready: deque[int] = deque()
-        """Indices below the cursor that can be leased now; one whose task is not queued any more is skipped."""
+        """Given back one by one: to be leased before all others; one whose task is not queued any more is skipped."""
         self.waiting: dict[int, float] = {}
         """Queued tasks that wait for their backoff, until when (Unix seconds)."""
-        self.doubt: dict[int, None] = {}
-        """Queued tasks that a worker may hold from before the coordinator's restart."""
+        self.doubt = Doubt()
         self.tries: dict[int, Tries] = {}
         self.serial = 0
         self.started: float | None = None
@@ -101,7 +106,7 @@ class Job:
     @property
     def leasable(self) -> int:
         """Tasks that could be leased now, their items aside (an upper bound: `ready` may hold stale indices)."""
-        return len(self.ready) + len(self.states) - self.cursor
+        return min(self.counts[QUEUED], len(self.ready) + len(self.states) - self.position)
 
     def attempt_of(self, index: int) -> int:
         """The number of the attempt that a lease given now is."""
@@ -146,20 +151,18 @@ class Job:
             del self.waiting[index]
             self.ready.append(index)
 
-    def settle_doubt(self) -> list[int]:
-        """Nobody holds these from before the restart: end the doubt and say which they are."""
-        indexes = list(self.doubt)
+    def settle_doubt(self) -> None:
+        """Nobody holds what is in doubt, nor what was queued again meanwhile: all of it can be leased."""
         self.doubt.clear()
-        return indexes
+        self.position = 0
 
     def sweep(self, state: int) -> int:
         """Every queued task takes a final state, at memory speed; how many did."""
         assert (QUEUED, state) in LEGAL
         swept = self.counts[QUEUED]
-        self.states = self.states.replace(bytes((QUEUED,)), bytes((state,)))
+        self.states = changed(self.states, [QUEUED], state)
         self.counts[QUEUED] = 0
         self.counts[state] += swept
-        self.cursor = len(self.states)
         self.ready.clear()
         self.waiting.clear()
         self.doubt.clear()
@@ -167,47 +170,69 @@ class Job:
 
     def requeue(self, states: list[int]) -> int:
         """Tasks in these final states are queued again, with nothing behind them; how many are."""
-        requeued = 0
+        assert all((state, QUEUED) in LEGAL for state in states)
+        self._forget_tries(states)
+        requeued = sum(self.counts[state] for state in states)
+        self.states = changed(self.states, states, QUEUED)
         for state in states:
-            assert (state, QUEUED) in LEGAL
-            at = self.states.find(state, 0, self.cursor)
-            while at >= 0:
-                self.ready.append(at)
-                at = self.states.find(state, at + 1, self.cursor)
-            self.states = self.states.replace(bytes((state,)), bytes((QUEUED,)))
-            requeued += self.counts[state]
-            self.counts[QUEUED] += self.counts[state]
             self.counts[state] = 0
+        self.counts[QUEUED] += requeued
+        # With a doubt open nothing below its end is leased; `settle_doubt` puts the position back then.
+        self.position = min(self.position, self.doubt.end)
         return requeued
+
+    def _forget_tries(self, states: list[int]) -> None:
+        """Tasks in these states begin anew when they are queued again."""
+        self.tries = {index: tries for index, tries in self.tries.items() if self.states[index] not in states}
 
     def take(self, limit: int) -> list[int]:
         """Up to `limit` tasks that can be leased, now running; their items, if any, are those of one chunk in memory.
 
         Empty when there is none, or when the items must be read first (`wanted_payload`).
         """
-        if self.ready:
-            return self._take_ready(limit)
-        indexes: list[int] = []
-        # After a restart there may be tasks above the cursor that were cancelled one by one: a stretch can be empty.
-        while not indexes and self.cursor < len(self.states):
-            start, end = self.cursor, min(self.cursor + limit, len(self.states))
-            if self.payloads is not None:
-                if self.payloads.loaded(start) is None:
-                    break
-                end = min(end, self.payloads.chunk_of(start)[1])
-            indexes = self._take_range(start, end)
-            self.cursor = end
-        return indexes
+        indexes = self._take_ready(limit) if self.ready else []
+        return indexes if indexes or self.ready else self._take_next(limit)
 
-    def _take_range(self, start: int, end: int) -> list[int]:
-        if self.states.count(QUEUED, start, end) == end - start:
+    def next_index(self) -> int:
+        """The first task from `position` on that can be leased, and the position is there; the job's size if there is none."""
+        at = self.states.find(QUEUED, self.position)
+        while 0 <= at < self.cursor and at in self.waiting:
+            at = self.states.find(QUEUED, at + 1)
+        self.position = at if at >= 0 else len(self.states)
+        return self.position
+
+    def _take_next(self, limit: int) -> list[int]:
+        start, stop = self.next_index(), len(self.states)
+        if start == stop:
+            return []
+        if self.payloads is not None:
+            if self.payloads.loaded(start) is None:
+                return []
+            stop = self.payloads.chunk_of(start)[1]
+        end = min(start + limit, stop)
+        may_wait = start < self.cursor and bool(self.waiting)
+        if not may_wait and self.states.count(QUEUED, start, end) == end - start:
+            indexes = list(range(start, end))
             self.states[start:end] = bytes((RUNNING,)) * (end - start)
             self.counts[QUEUED] -= end - start
             self.counts[RUNNING] += end - start
-            return list(range(start, end))
-        indexes = [index for index in range(start, end) if self.states[index] == QUEUED]
-        for index in indexes:
-            self.move(index, RUNNING)
+        else:
+            indexes = self._scattered(start, stop, limit)
+            for index in indexes:
+                self.move(index, RUNNING)
+            end = indexes[-1] + 1
+        self.position = end
+        self.cursor = max(self.cursor, end)
+        return indexes
+
+    def _scattered(self, start: int, stop: int, limit: int) -> list[int]:
+        """Up to `limit` tasks of this stretch that can be leased, whatever lies between them; `start` is one."""
+        indexes: list[int] = []
+        at = start
+        while at >= 0 and len(indexes) < limit:
+            if at not in self.waiting:
+                indexes.append(at)
+            at = self.states.find(QUEUED, at + 1, stop)
         return indexes
 
     def _take_ready(self, limit: int) -> list[int]:
@@ -222,11 +247,8 @@ class Job:
                         break
                     chunk = payloads.chunk_of(index)
                 self.move(index, RUNNING)
-                self.doubt.pop(index, None)
                 indexes.append(index)
             self.ready.popleft()
-        if not indexes and not self.ready and self.cursor < len(self.states):
-            return self.take(limit)
         return indexes
 
     def wanted_payload(self) -> int | None:
@@ -235,12 +257,15 @@ class Job:
             return None
         while self.ready and self.states[self.ready[0]] != QUEUED:
             self.ready.popleft()
-        return self.payloads.want(self.ready[0] if self.ready else self.cursor)
+        return self.payloads.want(self.ready[0] if self.ready else self.next_index())
 
     def has_leasable(self) -> bool:
         """Whether a task could be leased now, exactly; looks at the array."""
-        if self.states.find(QUEUED, self.cursor) >= 0:
-            return True
+        at = self.states.find(QUEUED, self.position)
+        while at >= 0:
+            if at not in self.waiting:
+                return True
+            at = self.states.find(QUEUED, at + 1)
         return any(self.states[index] == QUEUED and index not in self.waiting for index in self.ready)
 
     def end(self, state: str, at: float) -> None:
@@ -248,8 +273,9 @@ class Job:
         self.state_at_end = state
         self.ended = at
         self.states = _NO_STATES
-        self.cursor = 0
-        self.ready, self.waiting, self.doubt, self.tries, self.payloads = _NO_INDICES, {}, {}, {}, None
+        self.position = self.cursor = 0
+        self.doubt.clear()
+        self.ready, self.waiting, self.tries, self.payloads = _NO_INDICES, {}, {}, None
 
     # ---- figures ----
 
@@ -272,28 +298,25 @@ class Job:
         """Take what the journal knows of a job that has not ended."""
         for head in restored.heads:
             self._apply(head)
-        self.frontier = self.cursor = restored.frontier
+        self.position = self.frontier = self.cursor = restored.frontier
         self.started = restored.started
         self.serial = restored.last_serial
         self.counts = [self.states.count(state) for state in range(6)]
-        at = self.states.find(QUEUED, 0, self.frontier)
-        while at >= 0:
-            self.doubt[at] = None
-            at = self.states.find(QUEUED, at + 1, self.frontier)
+        self.doubt.begin(self.states, self.frontier)
 
     def _apply(self, head: Head) -> None:
-        if head.sweep is not None:
-            apply_sweep(self.states, head)
-            return
-        states = self.states
-        if not head.states:
+        if head.sweep == QUEUED:
+            self._forget_tries(head.states)
+        apply_head(self.states, head)
+        if QUEUED in head.states and head.sweep is None:
+            for place, (index, state) in enumerate(zip(head.indexes, head.states, strict=True)):
+                if state == QUEUED:
+                    self.tries.setdefault(index, Tries()).count(head.reasons[place])
+                else:
+                    self.tries.pop(index, None)
+        elif self.tries:
             for index in head.indexes:
-                states[index] = DONE
-            return
-        for place, (index, state) in enumerate(zip(head.indexes, head.states, strict=True)):
-            states[index] = state
-            if state == QUEUED:
-                self.tries.setdefault(index, Tries()).count(head.reasons[place])
+                self.tries.pop(index, None)
 
     def check(self) -> None:
         """Every invariant of a job; AssertionError names the broken one."""
@@ -304,16 +327,30 @@ class Job:
         assert [self.states.count(s) for s in range(6)] == self.counts, f"job {self.id}: counts are off"
         assert self.cursor <= self.record.count
         assert self.states.find(RUNNING, self.cursor) < 0, f"job {self.id}: a task above the cursor runs"
-        reachable = {*self.ready, *self.waiting, *self.doubt}
-        at = self.states.find(QUEUED, 0, self.cursor)
+        assert self.doubt.end <= self.position, f"job {self.id}: what is in doubt could be leased"
+        reachable = {*self.ready, *self.waiting}
+        # With a doubt open, what is queued below its end becomes leasable when that is settled.
+        at = self.states.find(QUEUED, self.doubt.end, self.position)
         while at >= 0:
             assert at in reachable, f"task {self.id}.{at} is queued and nobody will ever lease it"
-            at = self.states.find(QUEUED, at + 1, self.cursor)
+            at = self.states.find(QUEUED, at + 1, self.position)
 
 
-def apply_sweep(states: bytearray, head: Head) -> None:
-    """Change an array of states as a row with a sweep says: what is queued took a state, or (0) was queued again."""
-    assert head.sweep is not None
-    sources = head.states if head.sweep == QUEUED else [QUEUED]
-    for source in sources:
-        states[:] = states.replace(bytes((source,)), bytes((head.sweep,)))
+def apply_head(states: bytearray, head: Head) -> None:
+    """Change an array of states as a row says."""
+    indexes = head.indexes
+    if head.sweep is not None:
+        states[:] = changed(states, head.states if head.sweep == QUEUED else [QUEUED], head.sweep)
+    elif isinstance(indexes, range):
+        states[indexes.start : indexes.stop] = bytes(head.states) or bytes((DONE,)) * len(indexes)
+    elif head.states:
+        for index, state in zip(indexes, head.states, strict=True):
+            states[index] = state
+    else:
+        for index in indexes:
+            states[index] = DONE
+
+
+def changed(states: bytearray, sources: list[int], state: int) -> bytearray:
+    """An array of states in which all that were in one of `sources` are in another."""
+    return states.translate(bytes(state if before in sources else before for before in range(256)))

@@ -115,7 +115,7 @@ def _is_wanted(job: Job, index: int) -> bool:
 def _adopt(core: "Core", job: Job, index: int, attempt: int) -> Lease:
     """A lease of before a restart is its worker's again."""
     job.move(index, RUNNING)
-    job.doubt.pop(index, None)
+    job.doubt.discard(index)
     job.waiting.pop(index, None)
     core.changed[job.id] = None
     return Lease(job, index, attempt)
@@ -239,13 +239,12 @@ def settle_doubt(core: "Core", *, nobody_was_here: bool) -> None:
     """
     core.returning.clear()
     for job in list(core.active.values()):
-        indexes = job.settle_doubt()
-        if not indexes:
-            continue
-        if job.definition.rerun == "never" and not nobody_was_here:
-            _fail_unknown(core, job, indexes)
+        is_unknown = job.definition.rerun == "never" and not nobody_was_here
+        unknown = list(job.doubt) if is_unknown else []
+        job.settle_doubt()
+        if unknown:
+            _fail_unknown(core, job, unknown)
         else:
-            job.ready.extend(indexes)
             core.backlog.add(job)
 
 

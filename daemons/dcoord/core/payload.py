@@ -65,11 +65,11 @@ class Payloads:
         self._asked[first] = None
         return first
 
-    def drop(self, first: int) -> None:
-        """A chunk has been handed out."""
-        items = self._loaded.pop(first, None)
-        if items is not None:
-            self.kept_bytes -= items_bytes(items)
+    def drop_all_but(self, index: int) -> None:
+        """Keep the chunk that holds `index`, which is leased next (none if it is the job's size), and the one after it."""
+        kept = self.chunk_of(index) if index < self.count else ()
+        for first in [first for first in self._loaded if first not in kept]:
+            self.kept_bytes -= items_bytes(self._loaded.pop(first))
 
     def clear(self) -> None:
         """The job needs no item any more."""

@@ -99,8 +99,8 @@ def read_ahead(core: "Core", job: Job) -> None:
     first = job.wanted_payload()
     if first is not None:
         core.effects.append(ReadPayload(job.id, first))
-    elif core.kept_bytes < KEPT_BYTES_MAX and job.cursor < payloads.count:
-        following = payloads.want(payloads.chunk_of(job.cursor)[1])
+    elif core.kept_bytes < KEPT_BYTES_MAX and job.position < payloads.count:
+        following = payloads.want(payloads.chunk_of(job.position)[1])
         if following is not None:
             core.effects.append(ReadPayload(job.id, following))
 
@@ -170,10 +170,9 @@ def _send_items(core: "Core", worker: Worker, job: Job, whole: Assign) -> None:
         part.grants = _grants(core, worker, part)
         _send(core, worker, part)
         start = end
-    if job.cursor >= payloads.chunk_of(indexes[-1])[1]:
-        core.kept_bytes -= payloads.kept_bytes
-        payloads.drop(first)
-        core.kept_bytes += payloads.kept_bytes
+    core.kept_bytes -= payloads.kept_bytes
+    payloads.drop_all_but(job.next_index())
+    core.kept_bytes += payloads.kept_bytes
     read_ahead(core, job)
 
 

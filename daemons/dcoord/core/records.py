@@ -4,6 +4,7 @@ The journal stores these; only the journal knows how. A commit takes the records
 their order, in one transaction.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -145,10 +146,10 @@ Records = (
 
 
 class Head(msgspec.Struct, array_like=True, gc=False):
-    """The part of an Outcome that says what became of the tasks; defaults as there."""
+    """The part of an Outcome that says what became of the tasks; defaults as there. Indexes in order are a range."""
 
     serial: int
-    indexes: list[int]
+    indexes: Sequence[int]
     states: list[int]
     reasons: list[str]
     sweep: int | None

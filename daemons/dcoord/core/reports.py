@@ -149,7 +149,7 @@ def _is_still_valid(worker: Worker, job: Job, message: Reports, place: int) -> b
             # Stopped because it was not wanted; or written down already, and only its acknowledgement was lost.
             return False
     job.move(index, RUNNING)
-    job.doubt.pop(index, None)
+    job.doubt.discard(index)
     job.waiting.pop(index, None)
     return True
 
