@@ -45,7 +45,9 @@ from districomp.stream import Connection
 log = logging.getLogger(__name__)
 
 INBOX_EVENTS_MAX = 2048
-"""Connections that add to a longer inbox are not read until it has been emptied."""
+INBOX_BYTES_MAX = 2 * 1024 * 1024
+"""Connections that add to a longer inbox, or one of more bytes, are not read until it has been emptied: whoever submits
+faster than the disk takes it waits in his own memory, and a batch is never so large that others wait for it."""
 UNPROVEN_MAX = 1024
 UNPROVEN_PER_ADDRESS_MAX = 256
 """Connections, of all and of one address, without a certificate, and without a request for one that would be answered.
@@ -67,6 +69,7 @@ class Inbox:
 
     def __init__(self) -> None:
         self._events: list[Events] = []
+        self._bytes = 0
         self._filled = asyncio.Event()
         self._paused: list[Connection] = []
 
@@ -79,9 +82,10 @@ class Inbox:
         """Make `next_batch` return, with what there is."""
         self._filled.set()
 
-    def hold_back(self, connection: Connection) -> None:
-        """After a put: do not read this connection on if the inbox is full."""
-        if len(self._events) > INBOX_EVENTS_MAX:
+    def hold_back(self, connection: Connection, size: int) -> None:
+        """After a put of `size` bytes: do not read this connection on if the inbox is full."""
+        self._bytes += size
+        if len(self._events) > INBOX_EVENTS_MAX or self._bytes > INBOX_BYTES_MAX:
             connection.pause_reading()
             self._paused.append(connection)
 
@@ -96,6 +100,7 @@ class Inbox:
                 pass
         self._filled.clear()
         events, self._events = self._events, []
+        self._bytes = 0
         for connection in self._paused:
             connection.resume_reading()
         self._paused.clear()
@@ -118,6 +123,8 @@ class Listener:
         self._principals: dict[int, Principal] = {}
         self._guests: dict[int, _Budget] = {}
         self._greeted: dict[int, AnyMessage] = {}
+        self._counted: dict[int, int] = {}
+        """Bytes of each connection that the inbox knows of."""
         self._unproven: Crowd[Connection] = Crowd()
         self._ungreeted: Crowd[Connection] = Crowd()
         self._refusals = Refusals("the coordinator")
@@ -226,7 +233,8 @@ class Listener:
                 connection.give_time()
                 self._uncount(connection)
             self._inbox.put(self._event(connection, message, at))
-        self._inbox.hold_back(connection)
+        self._inbox.hold_back(connection, connection.received_bytes - self._counted.get(peer, 0))
+        self._counted[peer] = connection.received_bytes
 
     def closed(self, connection: Connection, reason: str) -> None:
         """A connection is gone."""
@@ -235,6 +243,7 @@ class Listener:
         self._uncount(connection)
         self._principals.pop(peer, None)
         self._guests.pop(peer, None)
+        self._counted.pop(peer, None)
         hello = self._greeted.pop(peer, None)
         if isinstance(hello, HelloWorker):
             log.info("worker %s (%s) disconnected: %s", hello.name, connection.address, reason)
@@ -330,6 +339,8 @@ class Listener:
     def _missing_blob(self, message: Submit | Items) -> tuple[str, str] | None:
         """A submission's payload that was announced but never uploaded, as a refusal."""
         for item in message.items:
+            if type(item) is bytes:  # millions of lines
+                continue
             blob = _blob_of(item)
             if blob is not None and self._blobs.size(blob.sha256.hex()) != blob.size:
                 digest = blob.sha256.hex()

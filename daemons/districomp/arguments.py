@@ -137,6 +137,30 @@ class ItemRules:
         except ItemError as error:
             raise ItemError(error.code, f"item {index}: {error}") from None
 
+    def check_all(self, items: list[Item], first: int) -> None:
+        """As `check` for each of these items, the first of the index `first`; lines by the thousand at a fraction of its cost."""
+        if not self._are_plain(items):
+            for index, item in enumerate(items, first):
+                self.check(item, index)
+
+    def _are_plain(self, items: list[Item]) -> bool:
+        """Whether these are bytes that surely keep every rule."""
+        plain = [item for item in items if type(item) is bytes]
+        if len(plain) != len(items):
+            return False
+        longest = max(map(len, plain), default=0)
+        if self._data_bytes_max is not None and longest > self._data_bytes_max:
+            return False
+        if not self._no_newline and not self._arguments.uses_item:
+            return True
+        # No character of UTF-8 contains the byte of a line's end, so what is whole in one text is whole in each part.
+        text = b"\n".join(plain)
+        if self._no_newline and text.count(b"\n") != len(plain) - 1:
+            return False
+        if not self._arguments.uses_item:
+            return True
+        return longest <= self._arguments.item_bytes_max and b"\0" not in text and _is_utf8(text)
+
     def check_input(self, has_items: bool) -> None:
         """ItemError if the command needs an item and the job has no input at all."""
         if not has_items and self._arguments.uses_item:
@@ -168,6 +192,14 @@ class ItemRules:
             )
         if not isinstance(item, Blob):
             item_text(item)
+
+
+def _is_utf8(text: bytes) -> bool:
+    try:
+        text.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def check_item(definition: Definition, params: Mapping[str, Any], item: Item | None, index: int = 0) -> None:

@@ -62,6 +62,8 @@ class Connection(asyncio.Protocol):
         """Whether it is a Unix socket."""
         self.host = ""
         """The host at which the other side was reached, '' for a Unix socket."""
+        self.received_bytes = 0
+        """All that has come by it."""
         self._handler = handler
         self._on_fault = on_fault
         self._accepting = accepting
@@ -93,6 +95,7 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """asyncio: bytes."""
         at = clock.now()
+        self.received_bytes += len(data)
         try:
             messages = self._decoder.receive(data)
         except RemoteProtocolError as error:

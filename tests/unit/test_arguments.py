@@ -1,5 +1,7 @@
 """A task's arguments, and what its item must be for them."""
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -147,3 +149,39 @@ def test_a_job_without_input_is_told_before_any_task() -> None:
     with pytest.raises(ItemError, match="the job has no input"):
         ItemRules(SHELL, {"argv": ["p", "{item}"]}).check_input(False)
     ItemRules(SHELL, {"argv": ["p", "{item}"]}).check_input(True)
+
+
+ITEMS = st.one_of(
+    st.binary(max_size=6),
+    st.sampled_from([b"a\nb", b"\0", "é".encode(), "é".encode()[:1], "é".encode()[1:], b"x" * 11]),
+    st.sampled_from([BLOB, File("a", b"x"), File("\0", b"")]),
+)
+
+
+@given(
+    st.lists(ITEMS, max_size=6),
+    st.sampled_from(
+        [
+            definition("p"),
+            definition("p", "{item}"),
+            replace(definition("p"), limits=Limits(data_bytes=10)),
+            Definition("d", "", "", "stream", ["p"], format="lines"),
+            Definition("d", "", "", "stream", ["p"], format="json"),
+        ]
+    ),
+)
+def test_many_items_are_judged_as_each_of_them_would_be(items: list[Item], whose: Definition) -> None:
+    rules = ItemRules(whose, {})
+
+    def verdict(check: Callable[[], None]) -> str:
+        try:
+            check()
+        except ItemError as error:
+            return f"{error.code}: {error}"
+        return "taken"
+
+    def one_by_one() -> None:
+        for index, item in enumerate(items, 7):
+            rules.check(item, index)
+
+    assert verdict(lambda: rules.check_all(items, 7)) == verdict(one_by_one)

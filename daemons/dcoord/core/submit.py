@@ -147,8 +147,7 @@ def _add_items(core: "Core", draft: Draft, items: list[Item]) -> None:
     if draft.submit.numbers is not None or draft.submit.count or draft.submit.matrix:
         raise _Refusal("bad_request", "a submission has one of items, a range and a matrix")
     try:
-        for index, item in enumerate(items, draft.count):
-            draft.rules.check(item, index)
+        draft.rules.check_all(items, draft.count)
     except ItemError as error:
         raise _Refusal(error.code, str(error)) from error
     core.effects.append(PayloadRecord(draft.job, draft.count, items))

@@ -1,0 +1,227 @@
+"""`python -m bench.arrays`: what one submission of millions of tasks costs, and in whose memory.
+
+A coordinator on loopback, by its control socket; no worker, so that everything stays queued. The submitter is a process
+of its own (`dctl submit`), whose highest resident memory the system reports when it ends. Memory is resident, in
+MB (10^6 bytes); bytes a task are the coordinator's growth over what it had before the submission, by the number of tasks.
+"""
+
+import argparse
+import contextlib
+import os
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Final
+
+import msgspec
+
+from bench.machine import heading, rss_mb
+from demo.cluster import Cluster, script
+from districomp.client import Client
+
+DEFINITIONS: Final = {
+    "noop": "version: 1\nstream: [cat]\n",
+    "grid": "version: 1\ncommand: [/bin/true, '{a}', '{b}']\nparams: {a: {type: int}, b: {type: int}}\n",
+}
+LINE_BYTES: Final = 100
+SAMPLE_S: Final = 0.02
+CALL_PAUSE_S: Final = 0.01
+WRITE_LINES: Final = 10_000
+
+
+class Figures(msgspec.Struct):
+    """What one submission cost. Calls: a `status` by another client meanwhile, milliseconds."""
+
+    form: str
+    tasks: int
+    seconds: float
+    client_mb: float
+    before_mb: float
+    highest_mb: float
+    after_mb: float
+    journal_mb: float
+    calls_ms: list[float]
+
+    def row(self) -> str:
+        """A line of the table."""
+        calls = sorted(self.calls_ms)
+        p99 = f"{calls[int(len(calls) * 0.99)]:.1f} / {calls[-1]:.1f}" if calls else "-"
+        each = 1e6 * (self.after_mb - self.before_mb) / self.tasks
+        return (
+            f"| {self.form} | {self.seconds:.2f} | {self.client_mb:.0f} | {self.before_mb:.0f} / {self.highest_mb:.0f} / "
+            f"{self.after_mb:.0f} | {each:.1f} | {self.journal_mb:,.0f} | {p99} |"
+        )
+
+
+class Watcher:
+    """Beside a submission: the highest memory of the coordinator, and what a call of another client takes."""
+
+    def __init__(self, cluster: Cluster, pid: int) -> None:
+        self.highest_mb = 0.0
+        self.calls_ms: list[float] = []
+        self._cluster = cluster
+        self._pid = pid
+        self._done = threading.Event()
+        self._threads = [threading.Thread(target=work) for work in (self._sample, self._ask)]
+
+    def __enter__(self) -> "Watcher":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._done.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _sample(self) -> None:
+        while not self._done.wait(SAMPLE_S):
+            self.highest_mb = max(self.highest_mb, rss_mb(self._pid))
+
+    def _ask(self) -> None:
+        with Client(str(self._cluster.runtime / "control.sock")) as client:
+            while not self._done.wait(CALL_PAUSE_S):
+                start = time.perf_counter()
+                client.status()
+                self.calls_ms.append(1000 * (time.perf_counter() - start))
+
+
+def journal_mb(cluster: Cluster) -> float:
+    """The journal and its log."""
+    folder = cluster.folder / "coordinator" / "state" / "dcoord"
+    return sum(file.stat().st_size for file in folder.glob("journal.db*")) / 1e6
+
+
+def measure(cluster: Cluster, form: str, tasks: int, arguments: list[str], stdin: IO[bytes] | None = None) -> Figures:
+    """Submit by `dctl`, and look at everybody meanwhile."""
+    assert cluster.coordinator is not None
+    pid = cluster.coordinator.pid
+    before_mb, disk_before_mb = rss_mb(pid), journal_mb(cluster)
+    start = time.perf_counter()
+    with Watcher(cluster, pid) as watcher:
+        process = subprocess.Popen(
+            [script("dctl"), "submit", *arguments],
+            env=cluster.environment, stdin=stdin or subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        seconds = time.perf_counter() - start
+    assert process.returncode == 0, f"dctl submit ended with {process.returncode}"
+    return Figures(
+        form, tasks, seconds, usage.ru_maxrss * 1024 / 1e6, before_mb, max(watcher.highest_mb, rss_mb(pid)), rss_mb(pid),
+        journal_mb(cluster) - disk_before_mb, watcher.calls_ms,
+    )  # fmt: skip
+
+
+def acknowledged_s(cluster: Cluster, tasks: int) -> float:
+    """Seconds from the call to the acknowledgement of a range, by a client that is connected."""
+    with Client(str(cluster.runtime / "control.sock")) as client:
+        client.status()
+        start = time.perf_counter()
+        client.submit("noop", range=range(tasks))
+        return time.perf_counter() - start
+
+
+def write_lines(file: IO[bytes], tasks: int) -> None:
+    """Lines of LINE_BYTES, their ends not counted, each another."""
+    filler = b"x" * (LINE_BYTES - 12)
+    for first in range(0, tasks, WRITE_LINES):
+        last = min(first + WRITE_LINES, tasks)
+        file.write(b"".join(b"%012d%b\n" % (number, filler) for number in range(first, last)))
+
+
+@contextlib.contextmanager
+def cluster_of_none(folder: Path) -> Iterator[Cluster]:
+    """A coordinator without workers."""
+    with Cluster(folder) as cluster:
+        for name, text in DEFINITIONS.items():
+            (cluster.config / "tasks.d" / f"{name}.yaml").write_text(text)
+        cluster.start_coordinator()
+        yield cluster
+
+
+def by_range(folder: Path, tasks: int) -> Figures:
+    """`--range`."""
+    with cluster_of_none(folder) as cluster:
+        figures = measure(cluster, f"range of {tasks:,}", tasks, ["noop", "--range", f"1..{tasks}"])
+        print(f"# acknowledged to a connected client after {1000 * acknowledged_s(cluster, tasks):.1f} ms")
+        return figures
+
+
+def by_matrix(folder: Path, tasks: int) -> Figures:
+    """`--matrix`, of two parameters."""
+    side = int(tasks**0.5)
+    values = ",".join(map(str, range(side)))
+    with cluster_of_none(folder) as cluster:
+        return measure(
+            cluster,
+            f"matrix of {side:,} x {side:,}",
+            side * side,
+            ["grid", "--matrix", f"a={values}", "--matrix", f"b={values}"],
+        )
+
+
+def by_lines(folder: Path, tasks: int) -> Figures:
+    """`--each-line FILE`."""
+    path = folder / "lines.txt"
+    with path.open("wb") as file:
+        write_lines(file, tasks)
+    try:
+        with cluster_of_none(folder) as cluster:
+            return measure(
+                cluster, f"file of {tasks:,} lines of {LINE_BYTES} bytes", tasks, ["noop", "--each-line", str(path)]
+            )
+    finally:
+        path.unlink()
+
+
+def by_pipe(folder: Path, tasks: int) -> Figures:
+    """`--each-line -`."""
+    read, write = os.pipe()
+    with cluster_of_none(folder) as cluster, os.fdopen(read, "rb") as source:
+        feeder = threading.Thread(target=_feed, args=(write, tasks))
+        feeder.start()
+        figures = measure(
+            cluster, f"pipe of {tasks:,} lines of {LINE_BYTES} bytes", tasks, ["noop", "--each-line", "-"], source
+        )
+        feeder.join()
+        return figures
+
+
+def _feed(write: int, tasks: int) -> None:
+    with os.fdopen(write, "wb") as file:
+        write_lines(file, tasks)
+
+
+FORMS: Final[dict[str, Callable[[Path, int], Figures]]] = {
+    "range": by_range,
+    "matrix": by_matrix,
+    "lines": by_lines,
+    "pipe": by_pipe,
+}
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("forms", nargs="*", default=list(FORMS), metavar="FORM", help=", ".join(FORMS))
+    parser.add_argument("--tasks", type=int, default=10_000_000)
+    parser.add_argument("--folder", type=Path, help="where the journal goes (default: the system's temporary folder)")
+    arguments = parser.parse_args()
+    print(heading())
+    print()
+    print(
+        "| submitted | seconds, `dctl` from start to end | client's highest MB | coordinator's MB before / highest / after "
+        "| bytes a task | journal's MB | another's call, p99 / highest ms |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    for form in arguments.forms:
+        with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+            print(FORMS[form](Path(folder), arguments.tasks).row(), flush=True)
+
+
+if __name__ == "__main__":
+    main()

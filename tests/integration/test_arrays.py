@@ -1,0 +1,83 @@
+"""Submissions of many lines are streamed: neither who submits nor the coordinator holds them whole."""
+
+import contextlib
+import os
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+from bench.arrays import write_lines
+from demo.cluster import Cluster, script
+
+LINES = 1_000_000
+HELD_MB_MAX = 60.0
+"""The lines are 101 MB in their file, and 150 MB as objects."""
+
+
+def highest_mb(pid: int) -> float:
+    """The most memory that a process ever had."""
+    for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024 / 1e6
+    raise AssertionError(f"process {pid} has no memory")
+
+
+def submit_lines(cluster: Cluster, source: str, stdin: IO[bytes] | int) -> tuple[int, float]:
+    """The job's number and the submitter's highest memory (MB)."""
+    process = subprocess.Popen(
+        [script("dctl"), "submit", "cat", "--each-line", source],
+        env=cluster.environment, stdin=stdin, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    said = process.stdout.read()
+    process.stdout.close()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    return int(said), usage.ru_maxrss * 1024 / 1e6
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    """A coordinator without workers that knows a definition which takes lines."""
+    with Cluster(tmp_path) as cluster:
+        (cluster.config / "tasks.d" / "cat.yaml").write_text("version: 1\nstream: [cat]\n", encoding="ascii")
+        cluster.start_coordinator()
+        yield cluster
+
+
+@pytest.mark.parametrize("form", ["file", "pipe"])
+def test_lines_are_held_whole_by_nobody(cluster: Cluster, form: str) -> None:
+    assert cluster.coordinator is not None
+    before_mb = highest_mb(cluster.coordinator.pid)
+    if form == "file":
+        path = cluster.folder / "lines"
+        with path.open("wb") as file:
+            write_lines(file, LINES)
+        job, client_mb = submit_lines(cluster, str(path), subprocess.DEVNULL)
+    else:
+        with fed_pipe() as source:
+            job, client_mb = submit_lines(cluster, "-", source)
+    assert cluster.dctl_json("job", "show", str(job))["tasks"] == LINES
+    assert client_mb < HELD_MB_MAX
+    assert highest_mb(cluster.coordinator.pid) - before_mb < HELD_MB_MAX
+
+
+@contextlib.contextmanager
+def fed_pipe() -> Iterator[IO[bytes]]:
+    """A pipe's end to read, with the lines coming."""
+    read, write = os.pipe()
+
+    def feed() -> None:
+        with os.fdopen(write, "wb") as file:
+            write_lines(file, LINES)
+
+    feeder = threading.Thread(target=feed)
+    feeder.start()
+    with os.fdopen(read, "rb") as source:
+        yield source
+    feeder.join()
