@@ -26,10 +26,14 @@ from demo.cluster import ClusterError
 DEFAULT_FOLDER: Final = Path.home() / ".cache" / "districomp-peers"
 QUICK: Final = 10
 """`--quick` divides the tasks by this."""
+ATTEMPTS: Final = 2
 SETTLED_S: Final = 0.6
 SETTLE_MAX_S: Final = 10.0
 Failure = (PeerError, ClusterError, OSError)
 """How a system fails; whatever else goes wrong is our own bug."""
+
+Sample = tuple[str, int, float]
+"""Figure, of how many tasks, value."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -76,7 +80,7 @@ def install(peers: Sequence[Peer], there: Installation) -> int:
 
 
 def measure(peers: Sequence[Peer], there: Installation, rounds: int, divisor: int) -> Comparison:
-    """All rounds, then the memory of queued tasks, which drifts less. One that fails is not asked again."""
+    """All rounds, then the memory of queued tasks, which drifts less. One that fails twice in a row is not asked again."""
     systems = {peer.name: _system(peer, there) for peer in peers}
     for number in range(rounds):
         for peer in peers if number % 2 == 0 else reversed(peers):
@@ -98,21 +102,22 @@ def _attempt(peer: Peer, there: Installation, system: System, divisor: int, numb
     """One round (or with None the memory) of one system, unless it is missing."""
     if system.missing:
         return
-    start = time.perf_counter()
-    before = {name: len(series.values) for name, series in system.figures.items()}
-    try:
-        if number is None:
-            measure_memory(peer, there, system, divisor)
-        else:
-            measure_round(peer, there, system, divisor)
-    except Failure as error:
-        system.missing = str(error)
-        print(f"{peer.name}: {error}", flush=True)
-        return
     what = "memory" if number is None else f"round {number + 1}"
-    series = system.figures.items()
-    latest = [f"{name} {figure(one.values[-1])}" for name, one in series if len(one.values) > before.get(name, 0)]
-    print(f"{what}, {peer.name}, {time.perf_counter() - start:.1f} s: {', '.join(latest)}", flush=True)
+    measure_one = measure_memory if number is None else measure_round
+    for _ in range(ATTEMPTS):
+        start = time.perf_counter()
+        try:
+            samples = measure_one(peer, there, divisor)
+        except Failure as error:
+            reason = str(error).replace(str(there.folder), "FOLDER")
+            print(f"{what}, {peer.name}: {reason}", flush=True)
+            continue
+        for sample in samples:
+            system.add(*sample)
+        latest = [f"{name} {figure(value)}" for name, _, value in samples]
+        print(f"{what}, {peer.name}, {time.perf_counter() - start:.1f} s: {', '.join(latest)}", flush=True)
+        return
+    system.missing = reason
 
 
 @contextmanager
@@ -128,31 +133,34 @@ def _place(there: Installation, workers: int) -> Iterator[Place]:
             end_strays()
 
 
-def measure_round(peer: Peer, there: Installation, system: System, divisor: int) -> None:
+def measure_round(peer: Peer, there: Installation, divisor: int) -> list[Sample]:
     """Start it, take each measure once. PeerError if it fails."""
+    samples: list[Sample] = []
     with _place(there, workers=2) as place:
         start = time.perf_counter()
         driver = peer.start(place).driver
-        system.add("ready_s", 1, time.perf_counter() - start)
+        samples.append(("ready_s", 1, time.perf_counter() - start))
         for what in ("noop", "true", "map"):
             if what in peer.tasks:
                 tasks = max(1, peer.tasks[what] // divisor)
-                system.add(what, tasks, tasks / driver.ask(what, tasks))
+                samples.append((what, tasks, tasks / driver.ask(what, tasks)))
         if "latency" in peer.tasks:
             tasks = max(1, peer.tasks["latency"] // divisor)
             times = driver.ask("latency", tasks)
-            system.add("latency_median", tasks, statistics.median(times))
-            system.add("latency_p99", tasks, percentile(times, 0.99))
+            samples.append(("latency_median", tasks, statistics.median(times)))
+            samples.append(("latency_p99", tasks, percentile(times, 0.99)))
+    return samples
 
 
-def measure_memory(peer: Peer, there: Installation, system: System, divisor: int) -> None:
+def measure_memory(peer: Peer, there: Installation, divisor: int) -> list[Sample]:
     """What the processes that keep the queue grow by, a task, while no worker is there. PeerError if it fails."""
     with _place(there, workers=0) as place:
         running = peer.start(place)
         before = _settled_mb(running)
         tasks = max(1, peer.tasks["queue"] // divisor)
         running.driver.ask("queue", tasks)
-        system.add("queued_bytes", tasks, max(0.0, 1e6 * (_settled_mb(running) - before) / tasks))
+        grown = 1e6 * (_settled_mb(running) - before)
+    return [("queued_bytes", tasks, max(0.0, grown / tasks))]
 
 
 def _settled_mb(running: Running) -> float:

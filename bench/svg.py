@@ -28,6 +28,8 @@ BAR: Final = 14
 TOP: Final = 52
 PANEL_HEIGHT: Final = 230
 PANEL_MARGIN: Final = 58
+INSET: Final = 22
+"""Room beside the first and last point, for their figures."""
 
 
 class Bar(NamedTuple):
@@ -49,29 +51,28 @@ class Panel(NamedTuple):
 
 
 class Scale(NamedTuple):
-    """From values to pixels, along one axis."""
+    """From values to pixels, along one axis; `step` between marks, 0 on a logarithmic one."""
 
     low: float
     high: float
     start: float
     end: float
-    logarithmic: bool
+    step: float
 
     def at(self, value: float) -> float:
         """The pixel of a value; one outside of the axis lies at its end."""
         low, high, here = self.low, self.high, min(max(value, self.low), self.high)
-        if self.logarithmic:
+        if not self.step:
             low, high, here = math.log10(low), math.log10(high), math.log10(here)
         return self.start + (self.end - self.start) * (here - low) / (high - low)
 
     def marks(self) -> list[float]:
         """Where the axis has lines: the powers of ten, or a few round numbers."""
-        if self.logarithmic:
+        if not self.step:
             first, last = round(math.log10(self.low)), round(math.log10(self.high))
             each = max(1, math.ceil((last - first) / 7))
             return [10.0**power for power in range(first, last + 1, each)]
-        step = _step(self.high)
-        return [step * number for number in range(math.floor(self.high / step + 1e-9) + 1)]
+        return [self.step * number for number in range(round(self.high / self.step) + 1)]
 
 
 def scale(values: Sequence[float], start: float, end: float, *, logarithmic: bool) -> Scale:
@@ -80,15 +81,15 @@ def scale(values: Sequence[float], start: float, end: float, *, logarithmic: boo
     if logarithmic:
         low = 10.0 ** math.floor(math.log10(min(positive)))
         high = 10.0 ** math.ceil(math.log10(max(positive)))
-        return Scale(low, high if high > low else 10 * low, start, end, True)
+        return Scale(low, high if high > low else 10 * low, start, end, 0.0)
     unit = _step(max(positive))
-    return Scale(0.0, unit * math.ceil(max(positive) / unit - 1e-9), start, end, False)
+    return Scale(0.0, unit * math.ceil(max(positive) / unit - 1e-9), start, end, unit)
 
 
 def _step(high: float) -> float:
-    """1, 2 or 5 times a power of ten, four to nine times up to `high`."""
+    """1, 2 or 5 times a power of ten, three to six times up to `high`."""
     power = 10.0 ** math.floor(math.log10(high))
-    return next(step * power for step in (1.0, 0.5, 0.2, 0.1) if high / (step * power) >= 4)
+    return next(step * power for step in (2.0, 1.0, 0.5, 0.2) if high / (step * power) >= 2.5)
 
 
 def short(value: float) -> str:
@@ -131,14 +132,15 @@ def panels(title: str, each: Sequence[Panel]) -> str:
 
 
 def _panel(panel: Panel, left: float, top: float) -> list[str]:
-    x_axis = scale([point[0] for point in panel.points], left + PANEL_MARGIN, left + WIDTH / 2 - 24, logarithmic=True)
+    start, end = left + PANEL_MARGIN, left + WIDTH / 2 - 8
+    x_axis = scale([point[0] for point in panel.points], start + INSET, end - INSET, logarithmic=True)
     heights = [value for point in panel.points for value in point[1:]]
     y_axis = scale(heights, top + PANEL_HEIGHT - 40, top + 40, logarithmic=panel.logarithmic)
     parts = [_text(left + 16, top + 18, panel.title, "")]
     for mark in y_axis.marks():
         y = y_axis.at(mark)
-        parts.append(f'<path class="grid" d="M{x_axis.start} {y:.1f}H{x_axis.end}"/>')
-        parts.append(_text(x_axis.start - 6, y + 4, short(mark), "small end"))
+        parts.append(f'<path class="grid" d="M{start} {y:.1f}H{end}"/>')
+        parts.append(_text(start - 6, y + 4, short(mark), "small end"))
     parts += [_text(x_axis.at(mark), y_axis.start + 16, short(mark), "small middle") for mark in x_axis.marks()]
     line = "L".join(f"{x_axis.at(x):.1f} {y_axis.at(median):.1f}" for x, _, median, _ in panel.points)
     parts.append(f'<path class="curve" d="M{line}"/>')

@@ -11,7 +11,8 @@ SCALE_FIGURES: Final = {
     "noop": "no-op tasks/s",
     "cpu_us": "coordinator, us a task",
     "rss_mb": "coordinator, MB",
-    "submit_s": "acknowledged after s",
+    "worker_kb": "kB a worker",
+    "submit_ms": "acknowledged after ms",
     "queued_bytes": "bytes a queued task",
     "data_bytes": "bytes a queued task with 100 bytes",
 }

@@ -17,7 +17,7 @@ class Limit(Peer):
     """No pipe, no folder, nobody told."""
 
     name: ClassVar[str] = "limit"
-    title: ClassVar[str] = "two C programs, vfork and exec alone"
+    title: ClassVar[str] = "two C programs, vfork + exec"
     durable: ClassVar[str] = "-"
     tasks: ClassVar[Mapping[str, int]] = {"true": 6000}
 

@@ -27,7 +27,7 @@ def comparison() -> Comparison:
 
 def curves() -> Scale:
     workers = [Point(1, {"noop": [100.0, 110.0], "rss_mb": [40.0, 41.0]}), Point(1000, {"noop": [90.0, 95.0]})]
-    return Scale("a machine", 2, workers, [Point(1000, {"submit_s": [0.01]}), Point(10**7, {"submit_s": [0.1]})])
+    return Scale("a machine", 2, workers, [Point(1000, {"submit_ms": [0.01]}), Point(10**7, {"submit_ms": [0.1]})])
 
 
 # ---- figures ----
