@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +9,8 @@ from typing import IO
 
 import pytest
 
-from bench.arrays import write_lines
-from demo.cluster import Cluster, script
+from bench.arrays import submit, write_lines
+from demo.cluster import Cluster
 
 LINES = 1_000_000
 HELD_MB_MAX = 60.0
@@ -24,21 +23,6 @@ def highest_mb(pid: int) -> float:
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024 / 1e6
     raise AssertionError(f"process {pid} has no memory")
-
-
-def submit_lines(cluster: Cluster, source: str, stdin: IO[bytes] | int) -> tuple[int, float]:
-    """The job's number and the submitter's highest memory (MB)."""
-    process = subprocess.Popen(
-        [script("dctl"), "submit", "cat", "--each-line", source],
-        env=cluster.environment, stdin=stdin, stdout=subprocess.PIPE,
-    )  # fmt: skip
-    assert process.stdout is not None
-    said = process.stdout.read()
-    process.stdout.close()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.returncode == 0
-    return int(said), usage.ru_maxrss * 1024 / 1e6
 
 
 @pytest.fixture
@@ -58,10 +42,10 @@ def test_lines_are_held_whole_by_nobody(cluster: Cluster, form: str) -> None:
         path = cluster.folder / "lines"
         with path.open("wb") as file:
             write_lines(file, LINES)
-        job, client_mb = submit_lines(cluster, str(path), subprocess.DEVNULL)
+        job, _, client_mb = submit(cluster, ["cat", "--each-line", str(path)])
     else:
         with fed_pipe() as source:
-            job, client_mb = submit_lines(cluster, "-", source)
+            job, _, client_mb = submit(cluster, ["cat", "--each-line", "-"], source)
     assert cluster.dctl_json("job", "show", str(job))["tasks"] == LINES
     assert client_mb < HELD_MB_MAX
     assert highest_mb(cluster.coordinator.pid) - before_mb < HELD_MB_MAX
