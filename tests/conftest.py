@@ -28,6 +28,24 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.option.basetemp is None and not hasattr(config, "workerinput"):
         config.option.basetemp = tempfile.mkdtemp(prefix="dc-")
         config.stash[_OWN_BASE] = config.option.basetemp
+    # Files that only their owner may read must be so by what made them, not by how the developer's shell is set.
+    os.umask(0o022)
+    if "CI" in os.environ:
+        config.pluginmanager.register(_Prompt(config))
+
+
+class _Prompt:
+    """Shows a failure as it happens: a run that is ended from outside shows none in the end."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._plugins = config.pluginmanager
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        shown = self._plugins.get_plugin("terminalreporter")
+        if report.failed and shown is not None:
+            shown.ensure_newline()
+            shown.section(f"{report.nodeid} ({report.when}, {report.duration:.1f} s)", sep="!")
+            shown.line(report.longreprtext)
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

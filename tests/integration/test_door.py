@@ -341,8 +341,9 @@ def test_descriptors_run_out_and_come_back(tmp_path: Path, loop: str) -> None:
                 await loop_().sock_connect(sock, lab.address)
             await until(lambda: strangers(lab) == 2, "the last descriptors to be used")
             used = time.process_time()
-            await asyncio.sleep(0.3)
-            assert time.process_time() - used < 0.15, "it spins"
+            # A second is enough for one that spins to get more than that, whoever else has the processors.
+            await asyncio.sleep(1.0)
+            assert time.process_time() - used < 0.05, "it spins"
             resource.setrlimit(resource.RLIMIT_NOFILE, before)
             assert await lab.is_open()
             assert strangers(lab) == len(clients)
