@@ -3,6 +3,7 @@
 import os
 import resource
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 
@@ -28,6 +29,9 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.option.basetemp is None and not hasattr(config, "workerinput"):
         config.option.basetemp = tempfile.mkdtemp(prefix="dc-")
         config.stash[_OWN_BASE] = config.option.basetemp
+    # A shell starts what runs in its background deaf to Ctrl-C, and so would be all that tests start.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # Files that only their owner may read must be so by what made them, not by how the developer's shell is set.
     os.umask(0o022)
     if "CI" in os.environ:

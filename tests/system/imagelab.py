@@ -49,15 +49,17 @@ def _build(command: list[str]) -> None:
 
 
 class Site:
-    """A bridge `br0` with a coordinator on it, at a link-local address; mDNS finds it there."""
+    """A bridge `br0` with a coordinator on it, at link-local addresses (of IPv4 alone unless `has_ipv6`); mDNS finds it there."""
 
-    def __init__(self, stack: ExitStack, folder: Path) -> None:
+    def __init__(self, stack: ExitStack, folder: Path, *, has_ipv6: bool = True) -> None:
         self._machine = Machine(stack)
         self._stack = stack
         self._folder = folder
         run = self._machine.run
         run("ip", "link", "add", "br0", "type", "bridge", "forward_delay", "0", "mcast_snooping", "0")
         run("ip", "addr", "add", HOST_ADDRESS, "dev", "br0")
+        if not has_ipv6:
+            run("sh", "-c", "echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6")
         run("ip", "link", "set", "br0", "up")
         (folder / "config" / "tasks.d").mkdir(parents=True)
         (folder / "config" / "dcoord.yaml").write_text("name: lab\n")
@@ -200,7 +202,7 @@ def wait_until(condition: Callable[[], Any], limit_s: float, otherwise: str) -> 
 
 
 @contextmanager
-def site(folder: Path) -> Iterator[Site]:
+def site(folder: Path, *, has_ipv6: bool = True) -> Iterator[Site]:
     """A network with a coordinator, ended in the end."""
     with ExitStack() as stack:
-        yield Site(stack, folder)
+        yield Site(stack, folder, has_ipv6=has_ipv6)
