@@ -129,7 +129,7 @@ class Client:
         if source is None:
             return self._submit(message, None)
         message.count = 0
-        batches = Batches(source, self._upload)
+        batches = Batches(source, self.upload)
         try:
             return self._submit(message, batches)
         finally:
@@ -312,6 +312,14 @@ class Client:
         """Fetch a task's result above 64 KiB into a seekable file, checked."""
         self._data_port().get(f"/results/{task}", blob, file)
 
+    def upload(self, file: IO[bytes]) -> Blob:
+        """Bring a payload above 64 KiB, a seekable file, to the data port; as an item it is then 40 bytes."""
+        return self._data_port().put(file)
+
+    def take_link(self, losses: int = 0) -> Link:
+        """A connection of the caller's own, to be closed; `losses`: how many before it broke in a row, without an answer."""
+        return self._pool.take(None, losses)
+
     def grant(self, verb: str, path: str) -> Granted:
         """The right to do something at the data port, as `messages.AskGrant` has it; '' if it asks nobody for a right."""
 
@@ -368,9 +376,6 @@ class Client:
 
     def _query(self, kind: type[Document], **fields: Any) -> list[Document]:
         return self.ask(kind, lambda _link, request: Query(request, **fields))
-
-    def _upload(self, file: IO[bytes]) -> Blob:
-        return self._data_port().put(file)
 
     def _data_port(self) -> "Blobs":
         if self._blobs is None:

@@ -7,6 +7,7 @@ means, where a coordinator is looked for, nor use asyncio: a command that only a
 import os
 import time
 from collections import deque
+from collections.abc import Iterable
 from typing import Final
 
 from districomp import wire
@@ -90,12 +91,34 @@ class Link:
 
     def send(self, message: Message) -> None:
         """Send one message, however long the peer takes to read it. LinkLostError if it is gone."""
-        frame = wire.encode(message)
+        self._send(wire.encode(message))
+
+    def send_all(self, messages: Iterable[Message]) -> None:
+        """Send several messages at once, as `send` does one."""
+        self._send(b"".join([wire.encode(message) for message in messages]))
+
+    def _send(self, frames: bytes) -> None:
         try:
             self._socket.settimeout(None)
-            self._socket.sendall(frame)
+            self._socket.sendall(frames)
         except OSError as error:
             raise self._lost_while_sending(error) from error
+
+    def fileno(self) -> int:
+        """The descriptor that becomes readable when something comes; `arrived` has to be called before waiting for that."""
+        return self._socket.fileno()
+
+    def arrived(self) -> list[AnyMessage]:
+        """The replies and refusals that are here by now, to whatever request, without waiting. What concerns the
+        connection itself is dealt with here; its certificate too, if that is due.
+        """
+        if self.is_stale:
+            self._renew()
+        while self._read(0):
+            pass
+        messages = [message for message in self._inbox if not self._is_own(message)]
+        self._inbox.clear()
+        return messages
 
     def receive(self, request: int, deadline: float | None = None) -> AnyMessage:
         """The next reply to `request`; TimeoutError at `deadline` (monotonic). A refusal is raised as RefusedError."""
@@ -125,21 +148,23 @@ class Link:
 
     def _concerns(self, message: AnyMessage, request: int) -> bool:
         """Whether a message answers `request`; what concerns the connection itself is dealt with here."""
+        if self._is_own(message) or getattr(message, "request", None) != request:
+            return False
+        if isinstance(message, Refused):
+            raise refusal(message)
+        return True
+
+    def _is_own(self, message: AnyMessage) -> bool:
+        """Deal with a message that concerns the connection itself; False if it is none."""
         if isinstance(message, Goodbye):
             raise _farewell(message, self.address)
         if isinstance(message, DataAt):
             self.data_url = message.url
-        if isinstance(message, Authorities):
+        elif isinstance(message, Authorities):
             self.authorities = message.authorities
             if self.address.is_tls:
                 self._renew_at = time.monotonic()
-        if getattr(message, "request", None) != request:
-            return False
-        if isinstance(message, Refused):
-            if message.code == "not_allowed":
-                raise NotAllowedError(message.text)
-            raise RefusedError(message.code, message.text)
-        return not isinstance(message, Heartbeat)
+        return isinstance(message, DataAt | Authorities | Heartbeat)
 
     # ---- the certificate ----
 
@@ -246,6 +271,13 @@ class Link:
             raise LinkLostError(f"{self.address} is no coordinator: it answered with {type(first).__name__}")
         self._decoder.greeted()
         return first
+
+
+def refusal(message: Refused) -> DistricompError:
+    """A refusal as an error."""
+    if message.code == "not_allowed":
+        return NotAllowedError(message.text)
+    return RefusedError(message.code, message.text)
 
 
 def _is_unready(error: OSError) -> bool:

@@ -108,7 +108,7 @@ def test_a_file_that_shrinks_while_it_is_sent(lab: Lab, client: Client, data_por
             return super().seek(offset, whence)
 
     with pytest.raises(UsageError, match="became shorter"):
-        client._upload(Shrinking(LARGE))
+        client.upload(Shrinking(LARGE))
     assert not data_port.blobs
 
 

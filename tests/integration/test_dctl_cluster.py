@@ -113,7 +113,7 @@ def test_what_there_is(cluster: Cluster) -> None:
     ]  # fmt: skip
     assert dctl("worker", "list", "-q").stdout.decode().strip() == worker["worker"]
     names = dctl("def", "list", "-q").stdout.decode().split()
-    assert names == sorted([*DEFINITIONS, "shell"])
+    assert names == sorted([*DEFINITIONS, "callable", "shell"])
     assert b"did you mean 'copy'?" in dctl("def", "show", "cpy", code=2).stderr
 
 
