@@ -7,7 +7,6 @@ today and what ran yesterday. Writes bench/results/peers.json and draws docs/ben
 
 import argparse
 import statistics
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from bench.machine import heading, rss_mb
 from bench.peers.base import Peer, PeerError, Place, Running
 from bench.peers.installation import Installation, InstallError
 from bench.peers.roster import PEERS
-from bench.processes import Processes, all_ended, end_strays
+from bench.processes import Processes, all_ended, scratch_folder
 from bench.results import FOLDER, Comparison, System, figure, percentile, save
 from demo.cluster import ClusterError
 
@@ -122,15 +121,9 @@ def _attempt(peer: Peer, there: Installation, system: System, divisor: int, numb
 
 @contextmanager
 def _place(there: Installation, workers: int) -> Iterator[Place]:
-    """A folder that any user may pass through, everything in it ended and gone afterwards."""
-    with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as name:
-        folder = Path(name)
-        folder.chmod(0o755)
-        try:
-            with Place(there, Processes(folder), workers) as place:
-                yield place
-        finally:
-            end_strays()
+    """Everything in it is ended and gone afterwards."""
+    with scratch_folder() as folder, Place(there, Processes(folder), workers) as place:
+        yield place
 
 
 def measure_round(peer: Peer, there: Installation, divisor: int) -> list[Sample]:

@@ -8,6 +8,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -101,6 +102,26 @@ def all_ended() -> Iterator[None]:
         finally:
             signal.signal(signal.SIGINT, impatient)
             signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A folder that any user may pass through, gone afterwards; what is started meanwhile has its temporary files there too.
+
+    A program that is ended by force leaves them behind.
+    """
+    with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as name:
+        Path(name).chmod(0o755)
+        before = os.environ.get("TMPDIR")
+        os.environ["TMPDIR"] = name
+        try:
+            yield Path(name)
+        finally:
+            if before is None:
+                del os.environ["TMPDIR"]
+            else:
+                os.environ["TMPDIR"] = before
+            end_strays()
 
 
 def end_strays() -> None:

@@ -7,7 +7,6 @@ Writes bench/results/scale.json and draws docs/benchmarks.md from it.
 
 import argparse
 import os
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from bench import draw, tables
 from bench.client import write_token
 from bench.machine import cpu_s, heading, rss_mb
 from bench.peers.districomp import DEFINITIONS
-from bench.processes import all_ended
+from bench.processes import all_ended, scratch_folder
 from bench.results import FOLDER, Point, Scale, figure, save
 from demo.cluster import Cluster
 from districomp.client import Client
@@ -106,7 +105,7 @@ def throughput(client: Client, coordinator: int, tasks: int) -> tuple[float, flo
 @contextmanager
 def _coordinator() -> Iterator[tuple[Cluster, Client, int]]:
     """A new one without workers, a client of it, and its process id."""
-    with tempfile.TemporaryDirectory(prefix="bench-") as folder, Cluster(Path(folder)) as cluster:
+    with scratch_folder() as folder, Cluster(folder) as cluster:
         for name, text in DEFINITIONS.items():
             (cluster.config / "tasks.d" / f"{name}.yaml").write_text(text, encoding="utf-8")
         pid = cluster.start_coordinator().pid

@@ -69,6 +69,23 @@ def test_interrupted_it_ends_what_it_started(scratch: Path) -> None:
     assert not list(scratch.iterdir())
 
 
+DETACHING = """
+import subprocess
+from bench.processes import all_ended
+with all_ended():
+    subprocess.run(["sh", "-c", "setsid sleep 50 & setsid setsid sleep 50 &"], check=True)
+    raise KeyboardInterrupt
+"""
+
+
+def test_what_detached_itself_is_ended_too(scratch: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", DETACHING], cwd=ROOT, env=os.environ | {"TMPDIR": str(scratch)}, capture_output=True
+    )
+    assert b"KeyboardInterrupt" in done.stderr
+    assert not processes_of(scratch)
+
+
 def test_an_unknown_system_is_refused_with_those_there_are(scratch: Path) -> None:
     process = start(scratch, "--only", "slurm")
     out, _ = process.communicate(timeout=55)
