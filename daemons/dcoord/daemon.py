@@ -38,6 +38,7 @@ from dcoord.core.records import Record, WorkerRecord
 from dcoord.core.rights import may
 from dcoord.endpoint import Endpoint, EndpointFile
 from dcoord.journal import Journal
+from dcoord.journal_thread import JournalThread
 from dcoord.listener import Inbox, Listener
 from dcoord.sessions import Sessions
 from dcoord.trustee import Trustee
@@ -81,8 +82,7 @@ class Daemon:
         self._listener = Listener(self._inbox, self._blobs, self._trustee.context)
         self._catalog = Catalog(paths.tasks_layers, self._blobs)
         self._scan = Scan()
-        # One thread, because the journal's connection belongs to one at a time.
-        self._journal_thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
+        self._journal_thread = JournalThread()
         self._catalog_thread = ThreadPoolExecutor(1, thread_name_prefix="catalog")
         self._children: list[Child] = []
         self._advertising: Child | None = None
@@ -127,9 +127,9 @@ class Daemon:
         config = self._config
         await self._listener.listen_locally(self._paths.control_socket)
         self._owns_socket = True
-        self._journal = await self._in_journal_thread(lambda: Journal.open(config.journal.path))
-        await self._in_journal_thread(lambda: self._journal.forget(time.time() - FORGET_S))
-        restored = await self._in_journal_thread(self._journal.restore)
+        self._journal = await self._journal_thread.run(lambda: Journal.open(config.journal.path))
+        await self._journal_thread.run(lambda: self._journal.forget(time.time() - FORGET_S))
+        restored = await self._journal_thread.run(self._journal.restore)
         if self._trustee.clusters:
             restored.cluster = self._trustee.clusters[0]
         cluster = restored.cluster
@@ -217,7 +217,7 @@ class Daemon:
         records = [effect for effect in effects if isinstance(effect, Record)]
         if records:
             try:
-                await self._in_journal_thread(lambda: self._journal.commit(records))
+                await self._journal_thread.commit(self._journal, records)
             except JournalError as error:
                 await self._degrade(error)
                 return
@@ -273,7 +273,7 @@ class Daemon:
 
     async def _read_payload(self, effect: ReadPayload) -> None:
         try:
-            items = await self._in_journal_thread(lambda: self._journal.read_payload(effect.job, effect.first))
+            items = await self._journal_thread.run(lambda: self._journal.read_payload(effect.job, effect.first))
         except JournalError as error:
             # Only the loop may replace the core, between two batches.
             self._read_error = error
@@ -339,7 +339,7 @@ class Daemon:
         reason = f"the coordinator cannot write its journal: {error}; it goes on by itself when that is mended"
         log.error("%s", reason)
         old = self._core
-        restored = await self._in_journal_thread(self._journal.restore)
+        restored = await self._journal_thread.run(self._journal.restore)
         self._core = Core(old.settings, restored, clock.now(), next_lease=old.next_lease)
         self._core.data_url = old.data_url
         anew: list[Events] = [DefinitionsChanged(self._scan.definitions), Degraded(reason)]
@@ -355,7 +355,7 @@ class Daemon:
         while True:
             await asyncio.sleep(wait_s)
             try:
-                await self._in_journal_thread(self._journal.probe)
+                await self._journal_thread.run(self._journal.probe)
             except JournalError as error:
                 log.debug("still: %s", error)
                 wait_s = min(PROBE_S_MAX, wait_s * 2)
@@ -427,16 +427,13 @@ class Daemon:
         if hasattr(self, "_sessions"):
             await self._sessions.close()
         if hasattr(self, "_journal"):
-            await self._in_journal_thread(self._journal.close)
+            await self._journal_thread.run(self._journal.close)
         if self._owns_socket:
             self._paths.control_socket.unlink(missing_ok=True)
-        self._journal_thread.shutdown()
+        self._journal_thread.close()
         self._catalog_thread.shutdown()
 
     # ---- inside ----
-
-    async def _in_journal_thread(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._journal_thread, work)
 
     async def _in_catalog_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._catalog_thread, work)
