@@ -191,6 +191,11 @@ class Fleet:
         for workers in self.roomy.values():
             workers.pop(worker.id, None)
 
+    def make_last(self, worker: Worker, requires: Requires) -> None:
+        """A worker was given something and has room left: of this requirement the others are served before it."""
+        roomy = self.roomy[requires]
+        roomy[worker.id] = roomy.pop(worker.id)
+
     def require(self, requires: Requires) -> None:
         """A job has this requirement: find out who meets it. Looks at every worker, once a requirement."""
         if requires not in self.roomy:

@@ -41,12 +41,14 @@ class Job:
         "position",
         "ready",
         "record",
+        "rests_until",
         "serial",
         "started",
         "state_at_end",
         "states",
         "tries",
         "waiting",
+        "wave",
     )
 
     def __init__(self, record: JobRecord, definition: Definition, chunks: list[int]) -> None:
@@ -72,6 +74,10 @@ class Job:
         self.ended: float | None = None
         self.state_at_end = ""
         self.mean_s: float | None = None
+        self.wave = 0
+        """How many workers were given something since it rested."""
+        self.rests_until = 0.0
+        """Until when it is not in the backlog although it has tasks to lease."""
         self.mean_result_bytes = 4096.0
         self.payloads = Payloads(chunks, record.count) if chunks else None
 

@@ -25,9 +25,20 @@ if TYPE_CHECKING:
 PREFETCH_S: Final = 0.1
 """A worker holds about so much work beside what it runs."""
 WINDOW_MAX: Final = 8192
+LEASED_MANY: Final = 65_536
+"""While more than this is leased, each worker's prefetch is at most what it runs at once: leases take memory."""
+PASS_MAX: Final = 8192
+"""Leases given in one pass; the next one follows when those are on their way, and what has come meanwhile is taken in."""
 FRONTIER_CHUNK: Final = 1024
 SERVED_MAX: Final = 256
 """So many workers are looked at together to share a job's last tasks out."""
+HAND_OUT_S: Final = 0.0001
+"""What it takes to give one more worker a part of a job, until its report is recorded."""
+WAVE_WORKERS: Final = 32
+"""While nobody knows how long a job's tasks take, each worker is given what it runs at once, so many workers at a time.
+Of tiny tasks the first reports are back before the others have been given one each, which would cost as much as thousands."""
+WAVE_S: Final = 0.005
+"""Between two such waves, if no report comes."""
 LOW_WATER_BYTES: Final = 64 * 1024 * 1024
 RECALL_S: Final = 0.02
 """Tasks are taken back for an idle worker only if they would wait longer than that where they are."""
@@ -39,8 +50,12 @@ def place(core: "Core", now: float) -> None:
     """Hand out what can be handed out, then take back unstarted tasks if somebody is idle."""
     if core.degraded or not _has_space(core):
         return
+    enough = core.next_lease + PASS_MAX
     while (requires := _next_requires(core)) is not None:
-        _serve(core, requires, now)
+        if core.next_lease >= enough:
+            core.schedule(0.0, _go_on)
+            return
+        _serve(core, requires, enough, now)
     if core.fleet.surplus and not core.backlog:
         _recall(core)
 
@@ -51,20 +66,38 @@ def _next_requires(core: "Core") -> Requires | None:
     return next((requires for requires in core.backlog.by_requires if roomy[requires]), None)
 
 
-def _serve(core: "Core", requires: Requires, now: float) -> None:
-    """Give each worker that meets a requirement, and has room now, one job's tasks."""
+def _go_on(_now: float) -> None:
+    """Nothing: that it is due is what makes the next pass."""
+
+
+def _serve(core: "Core", requires: Requires, enough: int, now: float) -> None:
+    """Give each worker that meets a requirement, and has room now, one job's tasks; until the lease `enough` is reached."""
     fleet, backlog = core.fleet, core.backlog
-    workers = list(islice(fleet.roomy[requires].values(), SERVED_MAX))
-    for place_, worker in enumerate(workers):
-        if requires not in backlog.by_requires:
+    roomy = fleet.roomy[requires]
+    there = len(roomy)
+    for place_, worker in enumerate(list(islice(roomy.values(), SERVED_MAX))):
+        if requires not in backlog.by_requires or core.next_lease >= enough:
             return
         job = backlog.first(requires)
-        # An equal share for everybody who has room, so that the last tasks do not queue behind one machine.
-        share = -(-job.leasable // (len(workers) - place_))
-        if not _give(core, worker, job, share, now):
+        # An equal share for each, so that the last tasks do not queue behind one machine.
+        share = -(-job.leasable // max(1, _spread(job, there) - place_))
+        if _give(core, worker, job, share, now):
+            fleet.make_last(worker, requires)
+        else:
             fleet.make_full(worker)
         if len(worker.leases) > worker.slots:
             fleet.surplus[worker.id] = worker
+
+
+def _spread(job: Job, there: int) -> int:
+    """Among how many of the workers that are there a job's tasks are best divided.
+
+    Work that takes W seconds is done by n workers in W / n, and handed out one after the other in n times HAND_OUT_S: a
+    thousand tasks of 10 us are done soonest by ten workers, however many there are.
+    """
+    if job.mean_s is None:
+        return there
+    return max(1, min(there, int((job.leasable * job.mean_s / HAND_OUT_S) ** 0.5)))
 
 
 def _has_space(core: "Core") -> bool:
@@ -75,7 +108,7 @@ def _has_space(core: "Core") -> bool:
 
 def _give(core: "Core", worker: Worker, job: Job, share: int, now: float) -> bool:
     """Give a worker up to `share` tasks of a job, then it is another job's turn; whether the worker has room left."""
-    room = _window(worker, job) - len(worker.leases)
+    room = _window(core, worker, job) - len(worker.leases)
     if room <= 0:
         return False
     indexes = job.take(min(room, max(1, share), BATCH_TASKS))
@@ -84,11 +117,24 @@ def _give(core: "Core", worker: Worker, job: Job, share: int, now: float) -> boo
         read_ahead(core, job)
         return True
     _assign(core, worker, job, indexes, now)
-    if job.leasable:
-        core.backlog.rotate(job)
-    else:
+    if not job.leasable or _rests(core, job):
         core.backlog.remove(job)
+    else:
+        core.backlog.rotate(job)
     return len(indexes) < room
+
+
+def _rests(core: "Core", job: Job) -> bool:
+    """Count a worker that was given something, and let the job rest after each wave; whether it does now."""
+    if job.mean_s is not None:
+        return False
+    job.wave += 1
+    if job.wave < WAVE_WORKERS:
+        return False
+    job.wave = 0
+    job.rests_until = core.now + WAVE_S
+    core.schedule(WAVE_S, lambda _now: core.backlog.add(job))
+    return True
 
 
 def read_ahead(core: "Core", job: Job) -> None:
@@ -105,12 +151,15 @@ def read_ahead(core: "Core", job: Job) -> None:
             core.effects.append(ReadPayload(job.id, following))
 
 
-def _window(worker: Worker, job: Job) -> int:
+def _window(core: "Core", worker: Worker, job: Job) -> int:
     """How many leases the worker should hold: its slots, and what it does in the prefetch time beside."""
     if job.mean_s is None or job.definition.rerun == "never":
         # What a lost worker may have begun can not be run again, so it is given only what it runs at once.
         return worker.slots
-    return min(WINDOW_MAX, worker.slots + int(worker.slots * PREFETCH_S / max(job.mean_s, 1e-6)))
+    prefetch = int(worker.slots * PREFETCH_S / max(job.mean_s, 1e-6))
+    if core.leased > LEASED_MANY:
+        prefetch = min(prefetch, worker.slots)
+    return min(WINDOW_MAX, worker.slots + prefetch)
 
 
 def _assign(core: "Core", worker: Worker, job: Job, indexes: list[int], now: float) -> None:
@@ -206,14 +255,16 @@ def _introduce(core: "Core", worker: Worker, job: Job) -> None:
     )
 
 
-def _is_somebody_idle(core: "Core", requires: Requires) -> bool:
-    roomy = core.fleet.roomy.get(requires, {})
+def _is_somebody_idle(roomy: dict[str, Worker]) -> bool:
     return any(len(worker.leases) < worker.slots for worker in roomy.values())
 
 
 def _recall(core: "Core") -> None:
     """Ask the workers with more than they can run to give half of the rest back; the idle get it when it comes."""
     fleet = core.fleet
+    idle = {requires: _is_somebody_idle(roomy) for requires, roomy in fleet.roomy.items()}
+    if not any(idle.values()):
+        return
     for worker in list(fleet.surplus.values()):
         spare = len(worker.leases) - worker.slots
         if spare <= 0:
@@ -222,7 +273,7 @@ def _recall(core: "Core") -> None:
         if worker.recall_after > core.now or not worker.peer:
             continue
         newest = worker.leases[next(reversed(worker.leases))]
-        if not _is_somebody_idle(core, newest.job.definition.requires):
+        if not idle.get(newest.job.definition.requires):
             continue
         mean_s = newest.job.mean_s or 0.0
         # A task whose running time already exceeds the mean holds the others up at least as long again.
