@@ -302,8 +302,7 @@ class Watch(Message, tag=34):
 
 class Results(Message, tag=35):
     """Reply with the next rows of a job after `after` (0 at first); with `wait`, only when there are some or the job has ended.
-
-    With `follow` there are further replies, as rows are committed and as fast as the client takes them, until `ended`.
+    `follow`: reply again whenever there are more, as fast as the client takes them, until `ended`.
     """
 
     request: int

@@ -211,7 +211,9 @@ class Core:
             job.check()
             total += job.counts[RUNNING]
             if self._is_resumed and job.payloads is None and job.has_leasable():
-                assert job in self.backlog or job.rests_until > self.now, f"job {job.id} has queued tasks and is not served"
+                assert job in self.backlog or job.rests_until > self.now, (
+                    f"job {job.id} has queued tasks and is not served"
+                )
         assert total == len(running), f"{total} tasks run, {len(running)} are leased"
 
     # ---- for the other modules of the core ----
