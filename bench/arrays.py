@@ -101,7 +101,7 @@ class Watcher:
 def journal_mb(cluster: Cluster) -> float:
     """The journal and its log."""
     folder = cluster.folder / "coordinator" / "state" / "dcoord"
-    return sum(file.stat().st_size for file in folder.glob("journal.db*")) / 1e6
+    return sum(file.stat().st_size for file in folder.glob("journal*")) / 1e6
 
 
 def submit(cluster: Cluster, arguments: list[str], stdin: IO[bytes] | None = None) -> tuple[int, float, float]:

@@ -10,6 +10,7 @@ from typing import IO
 import pytest
 
 from bench.arrays import submit, write_lines
+from bench.restart import STATES, measure
 from demo.cluster import Cluster
 
 LINES = 1_000_000
@@ -65,3 +66,9 @@ def fed_pipe() -> Iterator[IO[bytes]]:
     with os.fdopen(read, "rb") as source:
         yield source
     feeder.join()
+
+
+@pytest.mark.parametrize("name", ["order", "scattered", "mixed", "lines"])
+def test_after_a_restart_the_first_lease_is_above_the_frontier(tmp_path: Path, name: str) -> None:
+    # What `measure` asserts is the test; its figures are the benchmark's.
+    assert measure(tmp_path, STATES[name](5000), 5000, 20_000, 2)

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from dcoord.core.doubt import Doubt
 from dcoord.core.job import Job
 from dcoord.core.records import Head, JobRecord, RestoredJob
-from dcoord.core.task import Tries
 from districomp.model import CANCELLED, DONE, FAILED, QUEUED, RUNNING
 from tests.unit.corelab import PLAIN
 
@@ -83,7 +82,7 @@ class Story:
 
     def postpone(self, number: int) -> None:
         for index in self.running()[:number]:
-            self.job.tries.setdefault(index, Tries()).count("exit")
+            self.job.count_try(index, "exit")
             self.job.postpone(index, 9.0)
             self.write([index], [QUEUED])
 
@@ -117,8 +116,8 @@ class Story:
         before = self.job
         self.job = restored(before, self.heads)
         assert list(self.job.states) == [QUEUED if state == RUNNING else state for state in before.states]
-        told = {i: (t.attempts, t.failures) for i, t in before.tries.items() if before.states[i] in (QUEUED, RUNNING)}
-        assert {i: (t.attempts, t.failures) for i, t in self.job.tries.items()} == told
+        told = {index: tries for index, tries in before.tries.items() if before.states[index] in (QUEUED, RUNNING)}
+        assert self.job.tries == told
         queued = {index for index, state in enumerate(self.job.states) if state == QUEUED}
         assert set(self.job.doubt) == {index for index in queued if index < before.frontier}
         self.may_take = queued - set(self.job.doubt)

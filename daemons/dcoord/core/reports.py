@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from dcoord.core.fleet import Worker
 from dcoord.core.job import Job
 from dcoord.core.records import OutcomeRecord
-from dcoord.core.task import Lease, Tries, final_reason, retry_delay_s
+from dcoord.core.task import Lease, final_reason, retry_delay_s
 from districomp.errors import RemoteProtocolError
 from districomp.messages import Reports, Returned, Started
 from districomp.model import DONE, FAILED, QUEUED, REASONS, RUNNING
@@ -196,7 +196,7 @@ def _judge(core: "Core", job: Job, outcome: Outcome) -> None:
             job.move(index, FAILED)
             states.append(FAILED)
             continue
-        job.tries.setdefault(index, Tries()).count(reason)
+        job.count_try(index, reason)
         states.append(QUEUED)
         if delay_s > 0:
             job.postpone(index, core.now + delay_s)

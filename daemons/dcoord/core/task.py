@@ -4,7 +4,8 @@ There is no object for a queued task: it is a byte in its job's array (`job.py`)
 workers' connections or of placement.
 """
 
-from typing import TYPE_CHECKING, Final
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from districomp.model import TRANSITIONS, WORKER_LOSSES_MAX
 from districomp.taskdef import Definition
@@ -37,23 +38,25 @@ class Lease:
         self.stopping = False
 
 
-class Tries:
-    """What a task that did not end at its first attempt has behind it."""
+class Tries(NamedTuple):
+    """What a task that did not end at its first attempt has behind it. Shared by all tasks that have the same."""
 
-    __slots__ = ("attempts", "failures", "losses")
+    attempts: int = 0
+    failures: int = 0
+    losses: int = 0
 
-    def __init__(self) -> None:
-        self.attempts = 0
-        self.failures = 0
-        self.losses = 0
+    def after(self, reason: str) -> "Tries":
+        """With one more attempt, which ended with `reason` and was not the last."""
+        return _after(self, reason)
 
-    def count(self, reason: str) -> None:
-        """Count an attempt that ended with `reason` and was not the last."""
-        self.attempts += 1
-        if reason == "worker_lost":
-            self.losses += 1
-        elif reason not in NOT_ITS_FAULT:
-            self.failures += 1
+
+@lru_cache(4096)
+def _after(tries: Tries, reason: str) -> Tries:
+    failed = reason not in NOT_ITS_FAULT
+    return Tries(tries.attempts + 1, tries.failures + failed, tries.losses + (reason == "worker_lost"))
+
+
+NO_TRIES: Final = Tries()
 
 
 def retry_delay_s(definition: Definition, tries: Tries | None, reason: str, exit_code: int | None) -> float | None:
