@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import json
 import platform
+import secrets
 import subprocess
 import sys
 import tempfile
@@ -115,10 +116,11 @@ async def join(place: tuple[str, int], name: str, arch: str, slots: int, token: 
 async def gather(place: tuple[str, int], arguments: argparse.Namespace, token: str) -> None:
     """Let all of them join, say so, and go on until standard input ends."""
     free = asyncio.Semaphore(JOINING)
+    ours = secrets.token_hex(4)
 
     async def one(number: int) -> None:
         async with free:
-            await join(place, f"crowd-{arguments.arch}-{number}", arguments.arch, arguments.slots, token)
+            await join(place, f"crowd{ours}n{number}", arguments.arch, arguments.slots, token)
 
     await asyncio.gather(*(one(number) for number in range(arguments.figurants)))
     sys.stdout.write("ready\n")
