@@ -93,7 +93,7 @@ def _ratio(ours: System, other: System, name: str) -> list[float]:
 def _notes(result: Comparison) -> str:
     notes = [f"- {system.title}: {system.note}." for system in result.systems if system.note and system.figures]
     missing = [
-        f"- {system.title}: {'stopped' if system.figures else 'not measured'}: {system.missing}."
+        f"- {system.title}: {'stopped' if system.figures else 'not measured'}: {system.missing.rstrip('.')}."
         for system in result.systems
         if system.missing
     ]

@@ -33,15 +33,14 @@ class PeerError(Exception):
 class Driver:
     """Our end of a client's program (`driver.serve`)."""
 
-    def __init__(self, name: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
+    def __init__(self, process: "subprocess.Popen[bytes]", log: Path) -> None:
         """PeerError if it is not ready in time."""
         self.pid = process.pid
-        self._name = name
         self._process = process
         self._log = log
         self._text = b""
         if (answer := self._line(READY_S)) != "ready":
-            raise PeerError(f"{name} said {answer!r} instead of that it is ready")
+            raise PeerError(f"the client said {answer!r} instead of that it is ready")
 
     def ask(self, what: str, tasks: int) -> Any:
         """Seconds, or with `latency` the milliseconds of each. PeerError if it does not answer in time."""
@@ -59,7 +58,7 @@ class Driver:
             text = os.read(fd, 1 << 20) if ready else b""
             if not text:
                 how = "ended" if ready else f"has not answered within {timeout_s:g} s"
-                raise PeerError(f"{self._name}: the client {how} ({what}): {_end_of(self._log)}")
+                raise PeerError(f"the client {how} ({what}): {_end_of(self._log)}")
             self._text += text
         line, _, self._text = self._text.partition(b"\n")
         return json.loads(line)
@@ -98,13 +97,13 @@ class Place:
 
     def drive(self, peer: "Peer", *arguments: str, venv: bool = False) -> Driver:
         """Start the peer's own client (`drive` of its module) with the number of workers at the end."""
-        return self.drive_program(peer.name, *self.module(peer, "drive", *arguments, str(self.workers), venv=venv))
+        return self.drive_program(*self.module(peer, "drive", *arguments, str(self.workers), venv=venv))
 
-    def drive_program(self, name: str, *argv: str | Path) -> Driver:
+    def drive_program(self, *argv: str | Path) -> Driver:
         """Start a client, and wait until it is ready."""
         process = self._processes.start("client", list(argv), environment=self.environment, piped=True)
         try:
-            return Driver(name, process, self._processes.log("client"))
+            return Driver(process, self._processes.log("client"))
         except PeerError as error:
             others = [other for other in self._processes.ended() if other != "client"]
             reasons = [f"{other} has ended: {_end_of(self._processes.log(other))}" for other in others]

@@ -24,7 +24,13 @@ class Districomp(Peer):
     title: ClassVar[str] = "districomp"
     durable: ClassVar[str] = "yes, before it is acknowledged"
     note: ClassVar[str] = "with TLS"
-    tasks: ClassVar[Mapping[str, int]] = {"noop": 100_000, "true": 3000, "latency": 500, "queue": 1_000_000}
+    tasks: ClassVar[Mapping[str, int]] = {
+        "noop": 100_000,
+        "true": 3000,
+        "map": 20_000,
+        "latency": 500,
+        "queue": 1_000_000,
+    }
 
     def version(self, there: Installation) -> str:
         """Of this repository."""
@@ -64,15 +70,23 @@ def once(client: "Client", number: int) -> None:
 
 def drive(address: str, token: str, workers: str) -> None:
     """The client."""
+    from districomp import Executor
     from districomp.client import Client
 
-    with Client(address, Path(token)) as client:
+    with Client(address, Path(token)) as client, Executor(client) as executor:
+
+        def call(tasks: int) -> None:
+            """Of a function that is sent along: a worker's environment knows nothing of this repository."""
+            assert sum(executor.map(lambda number: number, range(tasks), chunksize=1)) == sum(range(tasks))
+
         if int(workers):
             run(client, "noop", 1000)
+            call(1000)
         serve(
             {
                 "noop": lambda tasks: run(client, "noop", tasks),
                 "true": lambda tasks: run(client, "true", tasks),
+                "map": call,
                 "once": lambda number: once(client, number),
                 "queue": lambda tasks: client.submit("noop", range=range(tasks)),
             }

@@ -61,7 +61,7 @@ class Graphile(Peer):
             "NODE_FOLDER": str(place.there.node_folder()),
         }
         script = Path(__file__).with_suffix(".mjs")
-        return Running(place.drive_program(self.name, "node", script, str(place.workers)), [pid])
+        return Running(place.drive_program("node", script, str(place.workers)), [pid])
 
     @staticmethod
     def _initialise(place: Place, data: Path) -> None:

@@ -60,7 +60,7 @@ class WorkQueue(Peer):
             "60",
         ]
         place.start_workers(place.there.found("work_queue_worker"), *limits, "127.0.0.1", port)
-        driver = place.drive_program(self.name, self._manager(place.there), port, str(place.workers))
+        driver = place.drive_program(self._manager(place.there), port, str(place.workers))
         return Running(driver, [driver.pid])
 
     @staticmethod

@@ -73,7 +73,7 @@ DETACHING = """
 import subprocess
 from bench.processes import all_ended
 with all_ended():
-    subprocess.run(["sh", "-c", "setsid sleep 50 & setsid setsid sleep 50 &"], check=True)
+    subprocess.run(["sh", "-c", "setsid sleep 50 >/dev/null 2>&1 & setsid setsid sleep 50 >/dev/null 2>&1 &"], check=True)
     raise KeyboardInterrupt
 """
 
