@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 from bench.peers.base import Place, Running, free_port
 from bench.peers.driver import Took, dispatch, serve
 from bench.peers.kinds import PythonPeer
+
+ATTEMPTS: Final = 5
 
 
 class Dispy(PythonPeer):
@@ -16,6 +18,7 @@ class Dispy(PythonPeer):
     title: ClassVar[str] = "dispy"
     requirement: ClassVar[str] = "dispy==4.15.2"
     durable: ClassVar[str] = "no"
+    note: ClassVar[str] = "its node loses the race with a task this short now and then; such a one is submitted again"
     tasks: ClassVar[Mapping[str, int]] = {"noop": 300, "true": 300, "latency": 100, "queue": 10_000}
 
     def start(self, place: Place) -> Running:
@@ -77,10 +80,13 @@ def drive(port: str, workers: str) -> None:
 
         there = cluster(function)
         start = time.perf_counter()
-        jobs = [there.submit(number) for number in range(tasks)]
-        for job in jobs:
-            job()
-            assert job.exception is None, job.exception
+        left = list(range(tasks))
+        for _ in range(ATTEMPTS):
+            jobs = [(number, there.submit(number)) for number in left]
+            left = [number for number, job in jobs if job() is None and job.exception]
+            if not left:
+                break
+        assert not left, f"{len(left)} of {tasks} jobs failed {ATTEMPTS} times"
         return Took(time.perf_counter() - start)
 
     kept: list[object] = []
