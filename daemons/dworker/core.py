@@ -27,7 +27,8 @@ from districomp.messages import (
     Stop,
     Welcome,
 )
-from districomp.model import Blob
+from districomp.model import Blob, Item
+from dworker import placing
 from dworker.events import (
     AttemptsEnded,
     Connected,
@@ -42,8 +43,8 @@ from dworker.events import (
     Reset,
     SendMessage,
     Shutdown,
-    StartAttempts,
     StopAttempts,
+    TakenBack,
     Upload,
     Uploaded,
     UseData,
@@ -107,6 +108,8 @@ class WorkerCore:
             match event:
                 case AttemptsEnded():
                     self._on_ended(event)
+                case TakenBack():
+                    self._on_taken_back(event, now)
                 case Received():
                     self._heard = max(self._heard, event.at)
                     if self.connected and not self._resetting:
@@ -126,6 +129,7 @@ class WorkerCore:
 
     def tick(self, now: float) -> list[Effects]:
         """Start what can start, report what ended, and see to the timers."""
+        self._effects += placing.relieve(self._slots, now)
         self._place(now)
         if self._ended.is_due(now, self._queue.count):
             self._report()
@@ -142,6 +146,7 @@ class WorkerCore:
         if self.connected and not self._resetting:
             times += [self._beat, self._heard + self._lease_s]
             times += [slot.since + STARTED_S for slot in self._slots if self._unannounced(slot)]
+        times += [placing.relief_due(slot) for slot in self._slots if placing.may_be_relieved(slot)]
         if self._exit_at is not None and not self._exited:
             times.append(self._exit_at)
         if self._ended.due is not None:
@@ -190,7 +195,7 @@ class WorkerCore:
         for slot in self._slots:
             if slot.hand and not slot.disowned:
                 slot.disowned = True
-                self._effects.append(StopAttempts(slot.number, list(slot.hand), "worker_stopped"))
+                self._stop(slot, list(slot.hand), "worker_stopped")
         if self._spooled:
             self._effects.append(Discard(list(self._spooled)))
         self._discard(list(self._unacknowledged.values()))
@@ -293,56 +298,52 @@ class WorkerCore:
             if slot.hand and not slot.disowned:
                 running = [lease for lease in leases if lease in slot.hand]
                 if running:
-                    self._effects.append(StopAttempts(slot.number, running, "cancelled"))
+                    self._stop(slot, running, "cancelled")
         for lease in leases:
             if lease in self._spooled:
                 self._give_up_upload(lease, "cancelled")
 
+    def _stop(self, slot: Slot, leases: list[int], reason: str) -> None:
+        # They may be on their way back from the slot: then nobody there will end them.
+        slot.stopping.update(dict.fromkeys(leases, reason))
+        self._effects.append(StopAttempts(slot.number, leases, reason))
+
     # ---- attempts ----
 
     def _place(self, now: float) -> None:
-        """Give waiting leases to slots: free ones first, then slots of lasting processes that run short."""
-        if not self._queue.count or len(self._spooled) >= max(4, 2 * len(self._slots)):
-            return
-        for slot in self._slots:
-            if not slot.hand and not self._fill(slot, now):
-                return
-        for slot in self._slots:
-            work, hand = slot.work, len(slot.hand)
-            if work is not None and not slot.disowned and 2 * hand <= work.window > 1 and hand <= self._share():
-                self._fill(slot, now)
+        """Give waiting leases to slots, unless uploads pile up."""
+        if self._queue.count and len(self._spooled) < max(4, 2 * len(self._slots)):
+            self._effects += placing.fill(self._queue, self._slots, now)
 
-    def _fill(self, slot: Slot, now: float) -> bool:
-        """Give a slot the next leases, all of one job; False if there are none."""
-        chunk = self._queue.head()
-        if chunk is None:
-            return False
-        work = chunk.work
-        if slot.hand and slot.work is not work:
-            return True
-        assert work.definition is not None
-        count = min(work.window - len(slot.hand), chunk.left, self._share())
-        leases, indexes, attempts, items = chunk.take(count)
-        self._queue.count -= count
+    def _on_taken_back(self, event: TakenBack, now: float) -> None:
+        """Attempts that did not begin wait here again, unless they were stopped meanwhile."""
+        slot = self._slots[event.slot]
+        work = slot.work
+        assert work is not None and event.leases
+        kept: list[tuple[int, int, int]] = []
+        items: list[Item] = []
+        for lease, item in zip(event.leases, event.items, strict=True):
+            row = lease, *slot.hand.pop(lease)
+            if slot.disowned:
+                continue
+            if lease in slot.stopping:
+                work.held -= 1
+                self._fail_unstarted([(work, *row)], now, slot.stopping[lease], b"")
+            else:
+                kept.append(row)
+                items.append(item)
+        if kept:
+            self._queue.put_back(work, kept, items)
         if not slot.hand:
-            slot.work, slot.since = work, now
-        slot.hand.update(zip(leases, zip(indexes, attempts or [1] * count, strict=True), strict=True))
-        self._effects.append(
-            StartAttempts(
-                slot.number, work.job, work.definition, work.params, leases, indexes, attempts, items, work.matrix
-            )
-        )
-        return True
-
-    def _share(self) -> int:
-        """A slot's fair part of what waits: the rest is for whichever slot is free first."""
-        return -(-self._queue.count // len(self._slots))
+            slot.clear()
 
     def _on_ended(self, event: AttemptsEnded) -> None:
         slot = self._slots[event.slot]
         work = slot.work
         assert work is not None and event.leases
         rows = [slot.hand.pop(lease) for lease in event.leases]
+        for lease in event.leases if slot.stopping else ():
+            slot.stopping.pop(lease, None)
         slot.since = event.ended[-1]
         if not slot.disowned:
             self._keep(work, event, rows)
@@ -350,7 +351,7 @@ class WorkerCore:
             if len(starts) == len(rows):
                 work.timed(len(rows), sum(event.ended) - sum(starts))
         if not slot.hand:
-            slot.work, slot.disowned = None, False
+            slot.clear()
 
     def _keep(self, work: Work, event: AttemptsEnded, rows: list[tuple[int, int]]) -> None:
         """Attempts that ended: report them, but upload first what is too large for a report."""
@@ -430,7 +431,7 @@ class WorkerCore:
             self._send(Returned(leases))
         for slot in self._slots:
             if slot.hand and not slot.disowned:
-                self._effects.append(StopAttempts(slot.number, list(slot.hand), "worker_stopped"))
+                self._stop(slot, list(slot.hand), "worker_stopped")
 
     def _try_exit(self, now: float) -> None:
         """Exit when all is handed back and acknowledged, or HAND_BACK_S after the last attempt ended."""

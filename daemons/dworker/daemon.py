@@ -36,6 +36,7 @@ from dworker.events import (
     Shutdown,
     StartAttempts,
     StopAttempts,
+    TakeBack,
     Upload,
     Uploaded,
     UseData,
@@ -204,6 +205,8 @@ class Daemon:
             case StopAttempts():
                 self._commands.stop(effect)
                 self._streams.stop(effect)
+            case TakeBack():
+                self._streams.take_back(effect)
             case Upload():
                 path = self._host.spooled[effect.lease]
                 self._cache.upload(effect.lease, path, effect.blob, lambda lease: self.post(Uploaded(lease)))

@@ -52,6 +52,17 @@ class AttemptsEnded(Event):
     results: list[Payload | None] = []  # all None
 
 
+class TakenBack(Event):
+    """The answer to the effect TakeBack: these attempts have not begun, and will not. No answer: there are none.
+
+    `items` are the tasks' data, as they would be in a StartAttempts.
+    """
+
+    slot: int
+    leases: list[int]
+    items: list[Item]
+
+
 class Uploaded(Event):
     """The answer to the effect Upload: the coordinator has the blob."""
 
@@ -69,7 +80,7 @@ class Shutdown(Event):
     """The daemon was told to stop: hand everything back, then Exit."""
 
 
-Events = Connected | Disconnected | Received | AttemptsEnded | Uploaded | Looked | Shutdown
+Events = Connected | Disconnected | Received | AttemptsEnded | TakenBack | Uploaded | Looked | Shutdown
 
 
 class Effect(msgspec.Struct, gc=False):
@@ -105,6 +116,13 @@ class StopAttempts(Effect):
     slot: int
     leases: list[int]
     reason: str
+
+
+class TakeBack(Effect):
+    """The slot's first attempt takes long: take back those of these that its process has not read. Answered by TakenBack."""
+
+    slot: int
+    leases: list[int]
 
 
 class Upload(Effect):
@@ -143,4 +161,4 @@ class Exit(Effect):
     """Everything is handed back, or cannot be: end the process."""
 
 
-Effects = SendMessage | StartAttempts | StopAttempts | Upload | Discard | UseData | Look | Reset | Exit
+Effects = SendMessage | StartAttempts | StopAttempts | TakeBack | Upload | Discard | UseData | Look | Reset | Exit

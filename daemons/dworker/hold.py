@@ -20,6 +20,8 @@ PIPELINE_MAX: Final = 512
 """The most attempts that a slot with a lasting process has in hand."""
 PIPELINE_S: Final = 0.02
 """How much work of one job such a slot has in hand: what cannot be recalled or go to another slot."""
+TAKE_BACK_S: Final = 0.05
+"""When a slot's first attempt runs so long, or what the slot has in hand would take twice that, others get what waits behind it."""
 _MEMORY: Final = 0.8
 """Weight of the past in a job's mean attempt time."""
 
@@ -88,6 +90,14 @@ class Work:
         fitting = int(PIPELINE_S / self._mean_s) if self._mean_s * PIPELINE_MAX > PIPELINE_S else PIPELINE_MAX
         self._window = max(1, min(fitting, 2 * self._window))
 
+    def excess(self, hand: int, *, is_stuck: bool) -> int:
+        """How many of a slot's attempts in hand others should have; the window follows. `is_stuck`: the first takes long."""
+        if is_stuck:
+            self._window = 1
+        elif self._mean_s is None or hand * self._mean_s <= 2 * TAKE_BACK_S:
+            return 0
+        return max(0, hand - self._window)
+
 
 class Chunk:
     """The leases of one Assign that have not started; those before `_next` have, those in `_gone` were taken out."""
@@ -142,6 +152,11 @@ class Chunk:
         self.left -= 1
         return self._indexes[place], self._attempts[place] if self._attempts else 1
 
+    @property
+    def first(self) -> int:
+        """No lease before this one is here."""
+        return self.lease + self._next
+
     def rows(self) -> list[tuple[int, int, int]]:
         """Lease, index and attempt of all that are left."""
         places = [place for place in range(self._next, len(self._indexes)) if place not in self._gone]
@@ -155,18 +170,25 @@ class Slot:
     """One slot. `hand`: lease -> (index, attempt) of its attempts, oldest first; the oldest is the one that runs, since `since`.
 
     `announced`: the lease last named in a Started. `disowned`: the attempts belong to a cluster that is
-    gone, nobody hears of their end.
+    gone, nobody hears of their end. `relieved`: the lease at the head when all behind it was last asked
+    back, `trimmed`: when some was; `stopping`: why attempts were told to end that may be on their way back here.
     """
 
-    __slots__ = ("announced", "disowned", "hand", "number", "since", "work")
+    __slots__ = ("announced", "disowned", "hand", "number", "relieved", "since", "stopping", "trimmed", "work")
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.work: Work | None = None
         self.hand: dict[int, tuple[int, int]] = {}
         self.since = 0.0
-        self.announced = -1
+        self.announced = self.relieved = self.trimmed = -1
         self.disowned = False
+        self.stopping: dict[int, str] = {}
+
+    def clear(self) -> None:
+        """The last attempt in hand is gone."""
+        self.work, self.disowned = None, False
+        self.stopping.clear()
 
     def head(self) -> int:
         """The lease of the attempt that runs."""
@@ -179,7 +201,7 @@ class Slot:
         assert self.work is None or self.work.lasts or len(self.hand) == 1, (
             "a slot whose process takes one task has two"
         )
-        assert self.hand or not self.disowned, "an empty slot is disowned"
+        assert self.hand or not (self.disowned or self.stopping), "an empty slot is disowned, or stops something"
 
 
 class Spooled(msgspec.Struct):
@@ -203,6 +225,18 @@ class Queue:
         self.chunks.append(chunk)
         self.count += chunk.left
 
+    def put_back(self, work: Work, rows: list[tuple[int, int, int]], items: list[Item]) -> None:
+        """Leases (index, attempt) that were taken and did not start are the first in line again. Their order is kept."""
+        first = len(rows)
+        for place in range(len(rows) - 1, -1, -1):
+            if place and rows[place - 1][0] + 1 == rows[place][0]:
+                continue
+            leases, indexes, attempts = (list(column) for column in zip(*rows[place:first], strict=True))
+            chunk = Chunk(work, Assign(work.job, leases[0], indexes, attempts, items[place:first]))
+            self.chunks.appendleft(chunk)
+            self.count += chunk.left
+            first = place
+
     def head(self) -> Chunk | None:
         """The chunk whose leases start next."""
         while self.chunks and not self.chunks[0].left:
@@ -211,10 +245,11 @@ class Queue:
 
     def withdraw(self, leases: list[int]) -> list[tuple[Work, int, int, int]]:
         """Take these out; work, lease, index and attempt of those that were still here."""
-        chunks = sorted((chunk for chunk in self.chunks if chunk.left), key=lambda chunk: chunk.lease)
+        # By what is left of them: what was put back was taken from the beginning of one that is here still.
+        chunks = sorted((chunk for chunk in self.chunks if chunk.left), key=lambda chunk: chunk.first)
         found, place = [], 0
         for lease in sorted(leases):
-            while place + 1 < len(chunks) and chunks[place + 1].lease <= lease:
+            while place + 1 < len(chunks) and chunks[place + 1].first <= lease:
                 place += 1
             row = chunks[place].withdraw(lease) if chunks else None
             if row is not None:

@@ -389,3 +389,20 @@ def switches(pid: int) -> int:
     """How often a process has waited for something."""
     status = Path(f"/proc/{pid}/status").read_text()
     return int(next(line.split()[1] for line in status.splitlines() if line.startswith("voluntary")))
+
+
+@in_lab
+async def test_nothing_queues_behind_a_long_task_but_what_the_interpreter_has_read(lab: Lab) -> None:
+    await lab.join(slots=2)
+    code = "import time\ndef run(data):\n    if data == b'long': time.sleep(1000)\n    return data\n"
+    job = lab.define(**function(lab, code))
+    await lab.ended(lab.assign(job, [b"s"] * 2000))
+    items: list[Any] = [b"short item"] * 3000
+    items[600] = b"long"
+    leases = lab.assign(job, items, first=2000)
+    await lab.started(leases[600])
+    # 256 bytes are read at once, an item is 16.
+    await lab.until(lambda: sum(lease in lab.reported for lease in leases) >= 3000 - 16)
+    lab.send(Stop([leases[600]]))
+    rows = await lab.ended(leases)
+    assert [row.reason for row in rows] == ["done"] * 600 + ["cancelled"] + ["done"] * 2399

@@ -341,3 +341,76 @@ async def test_programs_and_bundles_that_cannot_be_had(lab: Lab) -> None:
         assert row.reason == "not_started"
         assert b"could not fetch" in row.stderr
         assert b"'dir/lost' of the bundle" in row.stderr
+
+
+async def behind_a_long_one(lab: Lab, job: int) -> list[int]:
+    """In two slots: a crowd of short tasks, then number 600, which takes long, with many behind it; when it runs, the leases."""
+    await lab.ended(lab.assign(job, [b"0"] * 2000))
+    items: list[Any] = [b"0"] * 3000
+    items[600] = b"1000"
+    leases = lab.assign(job, items, first=2000)
+    await lab.started(leases[600])
+    return leases
+
+
+@in_lab
+async def test_nothing_queues_behind_a_task_that_takes_long_but_what_its_program_has_read(lab: Lab) -> None:
+    await lab.join(slots=2)
+    # A program that reads no further than the item that it works at.
+    code = (
+        "import os, time\n"
+        "while True:\n"
+        "    line = b''\n"
+        "    while not line.endswith(b'\\n'):\n"
+        "        line += os.read(0, 1)\n"
+        "    time.sleep(float(line))\n"
+        "    os.write(1, line)\n"
+    )
+    job = lab.define(**stream(code))
+    leases = await behind_a_long_one(lab, job)
+    others = [lease for lease in leases if lease != leases[600]]
+    rows = await lab.ended(others)
+    assert {(row.reason, row.result) for row in rows} == {("done", b"0")}
+    lab.send(Stop([leases[600]]))
+    (row,) = await lab.ended([leases[600]])
+    assert row.reason == "cancelled"
+    assert await results(lab, job, [b"0.0", b"0.00"]) == [b"0.0", b"0.00"]
+
+
+@in_lab
+async def test_an_item_that_is_read_in_part_stays_where_it_is(lab: Lab) -> None:
+    await lab.join(slots=1)
+    # It reads so many bytes at once that the last item it has is never whole.
+    code = (
+        "import os, sys, time\n"
+        "rest = b''\n"
+        "while True:\n"
+        "    rest += os.read(0, 37)\n"
+        "    while b'\\n' in rest:\n"
+        "        line, _, rest = rest.partition(b'\\n')\n"
+        "        if b'long' in line: time.sleep(0.4)\n"
+        "        os.write(1, line + b'\\n')\n"
+    )
+    job = lab.define(**stream(code))
+    items = [b"%d" % number * 5 for number in range(3000)]
+    for place in (1000, 2000):
+        items[place] = b"long%d" % place
+    assert await results(lab, job, items) == items
+
+
+@in_lab
+async def test_json_items_are_taken_back_too(lab: Lab) -> None:
+    await lab.join(slots=2)
+    code = (
+        "import json, os, time\n"
+        "while True:\n"
+        "    line = b''\n"
+        "    while not line.endswith(b'\\n'):\n"
+        "        line += os.read(0, 1)\n"
+        "    asked = json.loads(line)\n"
+        "    time.sleep(float(asked['item']))\n"
+        "    os.write(1, json.dumps({'id': asked['id'], 'result': asked['item']}).encode() + b'\\n')\n"
+    )
+    job = lab.define(**stream(code, format="json"))
+    leases = await behind_a_long_one(lab, job)
+    await lab.ended([lease for lease in leases if lease != leases[600]])

@@ -15,13 +15,14 @@ LIMIT_S: Final = 20.0
 
 
 class Profile(msgspec.Struct, frozen=True):
-    """A kind of task. `mean_s`: of an attempt; `fails`, `hangs`: how probable that is; `big`: results are blobs."""
+    """A kind of task. `mean_s`: of an attempt; `fails`, `hangs`: how probable that is; `big`: results are blobs; `spikes`: so many take a hundred times as long."""
 
     definition: Definition
     mean_s: float
     fails: float = 0.0
     hangs: float = 0.0
     big: bool = False
+    spikes: float = 0.0
 
 
 class Fate(msgspec.Struct):
@@ -52,7 +53,7 @@ def draw_profiles(random: Random) -> dict[str, Profile]:
     profiles = [
         profile("quick", 0.01, 0.2, fails=random.uniform(0.0, 0.02)),
         profile("slow", 1.0, 6.0, fails=random.uniform(0.0, 0.05)),
-        profile("stream", 0.002, 0.1, runner="stream", fails=random.uniform(0.0, 0.02)),
+        profile("stream", 0.001, 0.02, runner="stream", fails=random.uniform(0.0, 0.02), spikes=0.03),
         profile("once", 0.2, 3.0, rerun="never", fails=random.uniform(0.0, 0.1)),
         profile("flaky", 0.05, 1.5, fails=random.uniform(0.2, 0.6)),
         profile("large", 0.1, 1.0, big=True, fails=random.uniform(0.0, 0.05)),
@@ -85,6 +86,8 @@ def result_of(job: int, index: int, item: Item | None, lease: int, big: bool) ->
 def draw_fate(random: Random, profile: Profile, result: Payload, is_healed: bool) -> Fate:
     """How an attempt goes; in the healed world what would never end meets its time limit."""
     took_s = random.expovariate(1.0 / profile.mean_s)
+    if profile.spikes and random.random() < profile.spikes:
+        took_s *= 100
     if random.random() < profile.hangs:
         return Fate(LIMIT_S if is_healed else None, "timeout", None, 15, None)
     if random.random() < profile.fails:

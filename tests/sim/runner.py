@@ -10,7 +10,7 @@ from collections.abc import Callable
 import msgspec
 
 from districomp.model import Blob
-from dworker.events import AttemptsEnded, StartAttempts, StopAttempts
+from dworker.events import AttemptsEnded, StartAttempts, StopAttempts, TakeBack, TakenBack
 from tests.sim.loop import Clock
 from tests.sim.oracle import Attempt
 from tests.sim.profiles import Fate, draw_fate, result_of
@@ -44,7 +44,7 @@ class Runner:
     """All slots of one worker process."""
 
     def __init__(
-        self, stage: Stage, process: int, clock: Clock, slots: int, tell: Callable[[AttemptsEnded], None]
+        self, stage: Stage, process: int, clock: Clock, slots: int, tell: Callable[[AttemptsEnded | TakenBack], None]
     ) -> None:
         self.loop = stage.loop
         self.random = stage.random
@@ -98,6 +98,24 @@ class Runner:
         if running is not None and running.attempt.lease in wanted:
             delay_s = TERM_S_MAX if self.random.random() < 0.05 else self.random.expovariate(20.0)
             self.loop.after(delay_s, self._obey, effect.slot, running.turn, effect.reason)
+
+    def take_back(self, effect: TakeBack) -> None:
+        """Those of these that have not begun; the process has read some of what waits, and keeps it."""
+        lane = self.lanes[effect.slot]
+        wanted = dict.fromkeys(effect.leases)
+        read = self.random.randint(0, 3)
+        waiting = list(lane.waiting)
+        back = [attempt for attempt in waiting[read:] if attempt.lease in wanted]
+        if back:
+            left = [attempt for attempt in waiting[read:] if attempt.lease not in wanted]
+            lane.waiting = deque(waiting[:read] + left)
+            items = [b"" if attempt.item is None else attempt.item for attempt in back]
+            event = TakenBack(effect.slot, [attempt.lease for attempt in back], items)
+            self.loop.after(0.0, self._tell_taken, event)
+
+    def _tell_taken(self, event: TakenBack) -> None:
+        if self.is_alive:
+            self._tell(event)
 
     def hang(self) -> bool:
         """Some attempt that runs never ends by itself now; False if none runs."""

@@ -34,6 +34,8 @@ from dworker.events import (
     Shutdown,
     StartAttempts,
     StopAttempts,
+    TakeBack,
+    TakenBack,
     Upload,
     Uploaded,
 )
@@ -274,7 +276,7 @@ class WorkerProcess:
 
     # ---- a turn ----
 
-    def _ended(self, event: AttemptsEnded) -> None:
+    def _ended(self, event: AttemptsEnded | TakenBack) -> None:
         self._turn([event])
 
     def _turn(self, events: list[Events]) -> None:
@@ -327,6 +329,8 @@ class WorkerProcess:
                     self.runner.start(effect)
                 case StopAttempts():
                     self.runner.stop(effect)
+                case TakeBack():
+                    self.runner.take_back(effect)
                 case Upload():
                     self._uploads[effect.lease] = None
                     self._upload(effect.lease, effect.blob)

@@ -1,5 +1,7 @@
 """The coordinator's core: leases, reports, retries, loss, restart, cancel. No I/O, no sleep."""
 
+import itertools
+
 import pytest
 
 from dcoord.core.events import Degraded, SpaceLeft
@@ -359,6 +361,59 @@ def test_unstarted_tasks_are_taken_back_for_an_idle_worker() -> None:
     assert lab.leases(2)
     assert sum(lab.core.jobs[job].counts) == 40
     assert not [o for o in lab.recorded(OutcomeRecord) if o.outcome.states]
+
+
+def test_what_an_idle_worker_could_run_is_taken_back_while_other_tasks_are_queued() -> None:
+    lab = Lab()
+    arm = Machine(arch="aarch64")
+    lab.join(1, slots=1, machine=arm)
+    lab.submit(40)
+    lab.report(1, lab.leases(1), started=[lab.now - 0.002])
+    held = lab.leases(1)
+    lab.submit(100, "arm")
+    lab.receive(1, Started([held[0][0]], [lab.now]))
+    lab.advance(5.0)
+    lab.join(2, slots=1)
+    (recall,) = lab.take(Recall, 1)
+    assert 0 < len(recall.leases) < len(held)
+
+
+def test_a_recall_that_brought_nothing_is_repeated_ever_more_rarely() -> None:
+    lab = Lab()
+    lab.join(1, slots=1)
+    lab.submit(40)
+    lab.report(1, lab.leases(1), started=[lab.now - 0.002])
+    held = lab.leases(1)
+    lab.receive(1, Started([held[0][0]], [lab.now]))
+    lab.advance(5.0)
+    lab.join(2, slots=1)
+    asked, end = [], lab.now + 14.0
+    while True:
+        if lab.take(Recall, 1):
+            asked.append(lab.now)
+            lab.receive(1, Returned([]))
+        due = lab.core.deadline()
+        assert due is not None
+        if due > end:
+            break
+        lab.now = max(lab.now, due)
+        lab.feed()
+    pauses = [after - before for before, after in itertools.pairwise(asked)]
+    assert pauses == sorted(pauses), "nothing else happened, it asked of itself"
+    assert pauses[0] < 0.5
+    assert 4.0 < pauses[-1] < 6.0
+
+
+def test_a_slow_machine_holds_what_is_little_work_to_it() -> None:
+    lab = Lab()
+    for peer in (1, 2):
+        lab.join(peer, slots=1)
+    lab.submit(10_000)
+    for peer, took_s in ((1, 0.001), (2, 0.05)) * 3:
+        held = lab.leases(peer)
+        lab.report(peer, held, started=[lab.now - took_s] * len(held))
+    assert len(lab.core.fleet.by_peer[1].leases) > 50
+    assert len(lab.core.fleet.by_peer[2].leases) <= 3
 
 
 def test_nothing_is_leased_when_the_disk_is_nearly_full() -> None:

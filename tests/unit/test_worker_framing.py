@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dworker.runners.frames import Frames
 from dworker.runners.framing import Answer, Framing, FramingError, Json, Lines, Waiting
 
 
@@ -144,3 +145,39 @@ def test_whatever_a_program_writes_is_an_answer_or_an_error(data: bytes, json_fo
         assert str(error)
     else:
         assert len(leases) == len(results)
+
+
+@pytest.mark.parametrize("make", [Lines, Json, Frames])
+@given(
+    sizes=st.lists(st.tuples(st.integers(0, 12), st.booleans()), min_size=2, max_size=20),
+    first=st.integers(0, 10),
+    read=st.integers(0, 2000),
+    wanted=st.integers(1, 19),
+)
+def test_what_was_not_read_is_forgotten_and_the_rest_goes_on(
+    make: Any, sizes: list[tuple[int, bool]], first: int, read: int, wanted: int
+) -> None:
+    """A process gets, in the end, what it would have got if what was taken back had never been written."""
+    params: list[dict[str, Any]] = [{"n": 1}, {"n": 2}]
+    batch = [Waiting(100 + k, 7, k, b"z" * size, params[other]) for k, (size, other) in enumerate(sizes)]
+    framing, plain = make(None), make(None)
+    parts = [part for part in (batch[:first], batch[first:]) if part]
+    written = b"".join(framing.encode(part) for part in parts)
+    unread = written[min(read, len(written)) :]
+    count, size = framing.forget(batch, unread, min(wanted, len(batch) - 1))
+    kept, gone = batch[: len(batch) - count], batch[len(batch) - count :]
+    more = Waiting(999, 7, 999, b"more", params[0])
+    expected = b"".join(plain.encode(part) for part in (kept, [more]))
+    assert written[: len(written) - size] + framing.encode([more]) == expected
+    assert not gone or len(unread) >= size > 0
+    if make is Lines:
+        assert framing.receive(b"answer\n" * (len(kept) + 1))[0] == [one.lease for one in (*kept, more)]
+        with pytest.raises(FramingError):
+            framing.receive(b"one too many\n")
+
+
+def test_all_that_lies_in_the_pipe_whole_is_taken() -> None:
+    framing = Lines(None)
+    batch = waiting(5, b"four")
+    unread = framing.encode(batch)[7:]
+    assert framing.forget(batch, unread, 4) == (3, 15)

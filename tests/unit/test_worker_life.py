@@ -6,13 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from districomp.messages import Ack, Assign, Recall, Reports, Returned, Stop
-from dworker.events import AttemptsEnded, Disconnected, StartAttempts, Upload, Uploaded
+from dworker.events import AttemptsEnded, Disconnected, StartAttempts, TakeBack, TakenBack, Upload, Uploaded
 from tests.unit.workerlab import BLOB, Lab
 
 ACTIONS = st.lists(
     st.tuples(
         st.sampled_from(
-            ["assign", "end", "end", "end", "recall", "stop", "wait", "cut", "cut", "upload", "acknowledge"]
+            ["assign", "end", "end", "end", "recall", "stop", "wait", "cut", "cut", "upload", "acknowledge", "back"]
         ),
         st.integers(0, 50),
     ),
@@ -30,6 +30,7 @@ class Life:
         self.returned: list[int] = []
         self.hands: dict[int, int] = {}  # lease -> slot
         self.uploads: list[int] = []
+        self.asked: list[TakeBack] = []
         self.connected = False
         self.lab.watch = self.look
         self.cut(0)
@@ -45,6 +46,8 @@ class Life:
                 self.hands.update(dict.fromkeys(effect.leases, effect.slot))
             elif isinstance(effect, Upload):
                 self.uploads.append(effect.lease)
+            elif isinstance(effect, TakeBack):
+                self.asked.append(effect)
 
     def assign(self, number: int) -> None:
         if self.connected:
@@ -81,6 +84,16 @@ class Life:
 
     def wait(self, number: int) -> None:
         self.lab.wait(number / 10)
+
+    def back(self, number: int) -> None:
+        """Some of what was asked back comes, the newest first, as long as they have not ended."""
+        if self.asked:
+            ask = self.asked.pop()
+            taken = [lease for lease in ask.leases if lease in self.hands][number % 3 :]
+            for lease in taken:
+                del self.hands[lease]
+            if taken:
+                self.lab.feed(TakenBack(ask.slot, taken, [b"item"] * len(taken)))
 
     def upload(self, _: int) -> None:
         if self.uploads:

@@ -139,6 +139,9 @@ class Core:
         self.is_short_of_space = False
         self.mean_result_bytes_max = 4096.0
         self.refused_reports = 0
+        self.recall_look = 0.0
+        """When to look again for tasks to take back, at the earliest."""
+        self.is_recall_due = False
         self.data_url = ""
         """Where the data port is; the driver sets it."""
         self._acks: dict[int, list[int]] = {}

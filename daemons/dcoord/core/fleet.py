@@ -5,6 +5,7 @@ Knows leases only as things that a worker holds; what they mean is the job's and
 
 from msgspec.structs import replace
 
+from dcoord.core.job import MEAN_WEIGHT
 from dcoord.core.task import Lease
 from districomp.messages import HelloWorker
 from districomp.model import Machine
@@ -14,6 +15,13 @@ LOST_WORKERS_KEPT = 1000
 """Workers that are gone stay in the list for people, the newest so many."""
 KNOWN_MAX = 512
 """A worker keeps the newest so many job specs and definitions (and those in use); what is older is sent again."""
+
+MEANS_MAX = 16
+"""A worker's own mean times are kept of so many jobs."""
+RECALL_PAUSE_S = 0.1
+"""Between two recalls from one worker, which may have begun meanwhile what it was asked to give back."""
+RECALL_PAUSE_S_MAX = 5.0
+"""Twice as long after each that it had nothing to answer to: what it holds is in the hands of its programs."""
 
 
 class Worker:
@@ -30,11 +38,13 @@ class Worker:
         "known_jobs",
         "leases",
         "machine",
+        "means",
         "name",
         "peer",
         "process",
         "programs",
         "recall_after",
+        "recall_pause_s",
         "recalls",
         "sealed",
         "slots",
@@ -59,8 +69,11 @@ class Worker:
         """Leases that the worker said it has started."""
         self.recall_after = 0.0
         """When it may be asked again to give unstarted leases back."""
+        self.recall_pause_s = RECALL_PAUSE_S
         self.recalls = 0
         """Recalls that it has not answered."""
+        self.means: dict[int, float] = {}
+        """How long attempts take here, by job, the last few: machines differ."""
         self.known_jobs: dict[int, None] = {}
         self.known_definitions: dict[str, None] = {}
         self.programs: dict[str, bool] = {}
@@ -120,6 +133,18 @@ class Worker:
         if lease.started is None:
             self.started += 1
         lease.started = at
+
+    def learn(self, job: int, mean_s: float) -> None:
+        """Attempts of a job took so long here."""
+        before = self.means.pop(job, mean_s)
+        self.means[job] = before + MEAN_WEIGHT * (mean_s - before)
+        if len(self.means) > MEANS_MAX:
+            del self.means[next(iter(self.means))]
+
+    def gave_back(self, count: int) -> None:
+        """It has answered a recall with so many leases."""
+        self.recalls -= 1
+        self.recall_pause_s = RECALL_PAUSE_S if count else min(RECALL_PAUSE_S_MAX, 2 * self.recall_pause_s)
 
     def drop(self, token: int) -> Lease | None:
         """The worker does not hold this lease any more."""

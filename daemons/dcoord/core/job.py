@@ -21,7 +21,7 @@ _NO_STATES = bytearray()
 _NO_INDICES: deque[int] = deque()
 
 _TOOK_S_MAX = 1e9
-_MEAN_WEIGHT = 0.2
+MEAN_WEIGHT = 0.2
 """Weight of the newest batch in the running means of duration and size."""
 
 
@@ -289,18 +289,19 @@ class Job:
 
     # ---- figures ----
 
-    def learn(self, outcome: Outcome) -> None:
-        """Take a batch of ended attempts into the running means."""
-        count = len(outcome.indexes)
+    def learn(self, outcome: Outcome) -> float | None:
+        """Take a batch of ended attempts into the running means; how long they took, None if nobody knows."""
+        count, mean = len(outcome.indexes), None
         if outcome.started and outcome.ended:
             took = [e - s for s, e in zip(outcome.started, outcome.ended, strict=True) if s is not None]
             if took:
                 # Bounded, because a worker may say anything: infinity would make the mean no number.
                 mean = min(_TOOK_S_MAX, max(0.0, sum(took) / len(took)))
-                self.mean_s = mean if self.mean_s is None else self.mean_s + _MEAN_WEIGHT * (mean - self.mean_s)
+                self.mean_s = mean if self.mean_s is None else self.mean_s + MEAN_WEIGHT * (mean - self.mean_s)
         if outcome.results:
             size = sum(len(r) if isinstance(r, bytes) else 128 for r in outcome.results)
-            self.mean_result_bytes += _MEAN_WEIGHT * (size / count - self.mean_result_bytes)
+            self.mean_result_bytes += MEAN_WEIGHT * (size / count - self.mean_result_bytes)
+        return mean
 
     # ---- after a restart ----
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from dcoord.core.access import item_grant
 from dcoord.core.effects import ReadPayload, Send
-from dcoord.core.fleet import KNOWN_MAX, Worker
+from dcoord.core.fleet import KNOWN_MAX, RECALL_PAUSE_S, Worker
 from dcoord.core.job import Job
 from dcoord.core.payload import KEPT_BYTES_MAX, items_bytes
 from dcoord.core.records import FrontierRecord
@@ -42,8 +42,8 @@ WAVE_S: Final = 0.005
 LOW_WATER_BYTES: Final = 64 * 1024 * 1024
 RECALL_S: Final = 0.02
 """Tasks are taken back for an idle worker only if they would wait longer than that where they are."""
-RECALL_PAUSE_S: Final = 0.1
-"""Between two recalls from one worker, which may have begun meanwhile what it was asked to give back."""
+LOOK_S: Final = 0.01
+"""Between two looks for what could be taken back, because each looks at many workers."""
 
 
 def place(core: "Core", now: float) -> None:
@@ -56,7 +56,7 @@ def place(core: "Core", now: float) -> None:
             core.schedule(0.0, _go_on)
             return
         _serve(core, requires, enough, now)
-    if core.fleet.surplus and not core.backlog:
+    if core.fleet.surplus:
         _recall(core)
 
 
@@ -153,10 +153,11 @@ def read_ahead(core: "Core", job: Job) -> None:
 
 def _window(core: "Core", worker: Worker, job: Job) -> int:
     """How many leases the worker should hold: its slots, and what it does in the prefetch time beside."""
-    if job.mean_s is None or job.definition.rerun == "never":
+    mean_s = worker.means.get(job.id, job.mean_s)
+    if mean_s is None or job.definition.rerun == "never":
         # What a lost worker may have begun can not be run again, so it is given only what it runs at once.
         return worker.slots
-    prefetch = int(worker.slots * PREFETCH_S / max(job.mean_s, 1e-6))
+    prefetch = int(worker.slots * PREFETCH_S / max(mean_s, 1e-6))
     if core.leased > LEASED_MANY:
         prefetch = min(prefetch, worker.slots)
     return min(WINDOW_MAX, worker.slots + prefetch)
@@ -255,41 +256,70 @@ def _introduce(core: "Core", worker: Worker, job: Job) -> None:
     )
 
 
-def _is_somebody_idle(roomy: dict[str, Worker]) -> bool:
-    return any(len(worker.leases) < worker.slots for worker in roomy.values())
+def _idle(core: "Core") -> dict[Requires, None]:
+    """The requirements that a worker with a free slot meets, and of which nothing is queued: it was served before."""
+    return {
+        requires: None
+        for requires, workers in core.fleet.roomy.items()
+        if any(len(worker.leases) < worker.slots for worker in workers.values())
+    }
 
 
 def _recall(core: "Core") -> None:
     """Ask the workers with more than they can run to give half of the rest back; the idle get it when it comes."""
     fleet = core.fleet
-    idle = {requires: _is_somebody_idle(roomy) for requires, roomy in fleet.roomy.items()}
-    if not any(idle.values()):
+    if core.recall_look > core.now:
+        _look_again(core, core.recall_look - core.now)
+        return
+    idle = _idle(core)
+    if not idle:
         return
     for worker in list(fleet.surplus.values()):
         spare = len(worker.leases) - worker.slots
         if spare <= 0:
             del fleet.surplus[worker.id]
-            continue
-        if worker.recall_after > core.now or not worker.peer:
-            continue
-        newest = worker.leases[next(reversed(worker.leases))]
-        if not idle.get(newest.job.definition.requires):
-            continue
-        mean_s = newest.job.mean_s or 0.0
-        # A task whose running time already exceeds the mean holds the others up at least as long again.
-        oldest = next(iter(worker.leases.values()))
-        if oldest.started is not None:
-            mean_s = max(mean_s, core.now - oldest.started)
-        if mean_s * spare / worker.slots < RECALL_S:
-            continue
-        tokens: list[int] = []
-        for token in reversed(worker.leases):
-            if len(tokens) >= -(-spare // 2):
-                break
-            lease = worker.leases[token]
-            if lease.started is None and not lease.stopping:
-                tokens.append(token)
-        if tokens:
-            worker.recall_after = core.now + RECALL_PAUSE_S
-            worker.recalls += 1
-            core.effects.append(Send(worker.peer, Recall(tokens)))
+        elif worker.recall_after <= core.now and worker.peer and _wait_s(core, worker, spare) >= RECALL_S:
+            tokens = _unstarted(worker, -(-spare // 2), idle)
+            if tokens:
+                worker.recall_after = core.now + worker.recall_pause_s
+                worker.recalls += 1
+                core.effects.append(Send(worker.peer, Recall(tokens)))
+    core.recall_look = core.now + LOOK_S
+    if fleet.surplus:
+        # Nothing else may happen meanwhile, and what waits behind a long task waits the longer.
+        _look_again(core, RECALL_PAUSE_S)
+
+
+def _look_again(core: "Core", delay_s: float) -> None:
+    """Look without being asked, once at a time."""
+
+    def look(_now: float) -> None:
+        core.is_recall_due = False
+        core.recall_look = 0.0
+
+    if not core.is_recall_due:
+        core.is_recall_due = True
+        core.schedule(delay_s, look)
+
+
+def _wait_s(core: "Core", worker: Worker, spare: int) -> float:
+    """How long the last of what a worker can not run at once will wait there, about."""
+    job = worker.leases[next(reversed(worker.leases))].job
+    mean_s = worker.means.get(job.id, job.mean_s) or 0.0
+    # A task whose running time already exceeds the mean holds the others up at least as long again.
+    oldest = next(iter(worker.leases.values()))
+    if oldest.started is not None:
+        mean_s = max(mean_s, core.now - oldest.started)
+    return mean_s * spare / worker.slots
+
+
+def _unstarted(worker: Worker, count: int, idle: dict[Requires, None]) -> list[int]:
+    """Up to `count` of its leases that may not have begun and that somebody idle could run, the newest first."""
+    tokens: list[int] = []
+    for token in reversed(worker.leases):
+        if len(tokens) >= count:
+            break
+        lease = worker.leases[token]
+        if lease.started is None and not lease.stopping and lease.job.definition.requires in idle:
+            tokens.append(token)
+    return tokens

@@ -57,7 +57,7 @@ def on_returned(core: "Core", worker: Worker, message: Returned) -> None:
             lease.job.give_back(lease.index)
             core.backlog.add(lease.job)
     if worker.recalls:
-        worker.recalls -= 1
+        worker.gave_back(len(message.leases))
         core.fleet.make_roomy(worker)
     else:
         # Nobody asked: it is stopping, and would hand back again at once whatever it is given.
@@ -169,7 +169,9 @@ def _record(core: "Core", worker: Worker, job: Job, message: Reports, keep: list
         if job.tries:
             for index in outcome.indexes:
                 job.tries.pop(index, None)
-    job.learn(outcome)
+    mean_s = job.learn(outcome)
+    if mean_s is not None:
+        worker.learn(job.id, mean_s)
     core.note_result_size(job.mean_result_bytes)
     core.count_finished(len(outcome.indexes))
     write_outcome(core, job, outcome)

@@ -122,6 +122,33 @@ class Child:
             self._stops.update(dict.fromkeys(given, reason))
             self._end()
 
+    def take_back(self, leases: list[int]) -> list[Waiting]:
+        """Those of these attempts that no process has read, oldest first; they are not this one's any more."""
+        wanted = dict.fromkeys(leases)
+        taken = [one for one in self._queue if one.lease in wanted]
+        if taken:
+            self._queue = [one for one in self._queue if one.lease not in wanted]
+        if self._key and self._hand and not self._is_ending:
+            taken = self._take_back_unread(wanted) + taken
+        return taken
+
+    def _take_back_unread(self, wanted: dict[int, None]) -> list[Waiting]:
+        hand = list(self._hand.values())
+        count = 0
+        while count < len(hand) - 1 and hand[-count - 1].lease in wanted:
+            count += 1
+        if not count:
+            return []
+        unread = pipes.take_back(self._stdin) + self._unsent
+        count, size = self._framing.forget(hand, unread, count)
+        # The beginning may be the rest of an item that it has read a part of.
+        self._unsent[:] = unread[: len(unread) - size]
+        self._writable()
+        taken = hand[len(hand) - count :]
+        for waiting in taken:
+            del self._hand[waiting.lease]
+        return taken
+
     def retire(self) -> None:
         """Nobody needs it any more: its input ends, and it is killed if that is not enough."""
         self._retired = True

@@ -4,7 +4,7 @@ import marshal
 from typing import Any, Final
 
 from dworker.runners import interpreter
-from dworker.runners.framing import LINE_BYTES_MAX, Answer, FramingError, Waiting
+from dworker.runners.framing import LINE_BYTES_MAX, Answer, FramingError, Waiting, newest_within
 from dworker.runners.interpreter import HEADER
 
 RESULT_BYTES_MAX: Final = LINE_BYTES_MAX
@@ -20,6 +20,12 @@ _REASONS: Final = {
 def result_bytes_max(limit: int | None) -> int:
     """The largest result that the process may answer with, which has to be in memory."""
     return RESULT_BYTES_MAX if limit is None else min(limit, RESULT_BYTES_MAX)
+
+
+def _size(waiting: Waiting, before: Waiting) -> int:
+    """How many bytes were written for a task that came after another."""
+    size = HEADER.size + len(waiting.data)
+    return size if waiting.params is before.params else size + HEADER.size + len(marshal.dumps(waiting.params))
 
 
 class Frames:
@@ -51,6 +57,14 @@ class Frames:
             parts += (HEADER.pack(interpreter.TASK, 0, len(waiting.data)), waiting.data)
             self._unanswered.append(waiting.lease)
         return b"".join(parts)
+
+    def forget(self, hand: list[Waiting], unread: bytes, count: int) -> tuple[int, int]:
+        """See Framing."""
+        places = range(len(hand) - 1, len(hand) - 1 - count, -1)
+        found = newest_within((_size(hand[place], hand[place - 1]) for place in places), len(unread))
+        del self._unanswered[len(self._unanswered) - found[0] :]
+        self._params = hand[len(hand) - found[0] - 1].params
+        return found
 
     def receive(self, data: bytes) -> tuple[list[int], list[bytes], list[Answer]]:
         """See Framing."""

@@ -6,6 +6,7 @@ The format of `python` is in `frames.py`.
 
 import base64
 import binascii
+from collections.abc import Iterable
 from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
@@ -58,11 +59,27 @@ class Framing(Protocol):
     def encode(self, batch: list[Waiting]) -> bytes:
         """The bytes to write for these; they wait for their answers from now on."""
 
+    def forget(self, hand: list[Waiting], unread: bytes, count: int) -> tuple[int, int]:
+        """How many of the newest `count` in `hand` lie wholly in the last bytes written, and how many of these bytes are theirs.
+
+        `hand`: all that have no answer, in the order written, more than `count`. Those are not waited for any more.
+        """
+
     def receive(self, data: bytes) -> tuple[list[int], list[bytes], list[Answer]]:
         """Leases and results that succeeded, and the failures. FramingError: all before it is lost, end the process."""
 
 
 NO_ANSWER: Final = "The program ended without an answer."
+
+
+def newest_within(sizes: Iterable[int], total: int) -> tuple[int, int]:
+    """How many of these sizes, the newest's first, fit into `total` together, and their sum."""
+    count = used = 0
+    for size in sizes:
+        if used + size > total:
+            break
+        count, used = count + 1, used + size
+    return count, used
 
 
 class _Splitter:
@@ -116,6 +133,12 @@ class Lines:
         self._unanswered += [waiting.lease for waiting in batch]
         return b"\n".join([waiting.data for waiting in batch]) + b"\n"
 
+    def forget(self, hand: list[Waiting], unread: bytes, count: int) -> tuple[int, int]:
+        """See Framing."""
+        found = newest_within((len(waiting.data) + 1 for waiting in hand[: -count - 1 : -1]), len(unread))
+        del self._unanswered[len(self._unanswered) - found[0] :]
+        return found
+
     def receive(self, data: bytes) -> tuple[list[int], list[bytes], list[Answer]]:
         """See Framing."""
         lines = self._splitter.split(data)
@@ -166,20 +189,27 @@ class Json:
 
     def encode(self, batch: list[Waiting]) -> bytes:
         """See Framing."""
-        lines = []
         for waiting in batch:
-            name = task_text(waiting.job, waiting.index)
-            if waiting.params is not self._params:
-                self._params, self._params_json = waiting.params, msgspec.Raw(msgspec.json.encode(waiting.params))
-            self._unanswered[name] = waiting.lease
-            fields: dict[str, object] = {"id": name}
-            try:
-                fields["item"] = waiting.data.decode("utf-8")
-            except UnicodeDecodeError:
-                fields["item_base64"] = base64.b64encode(waiting.data).decode()
-            fields["params"] = self._params_json
-            lines.append(msgspec.json.encode(fields))
-        return b"\n".join(lines) + b"\n"
+            self._unanswered[task_text(waiting.job, waiting.index)] = waiting.lease
+        return b"".join(map(self._line, batch))
+
+    def _line(self, waiting: Waiting) -> bytes:
+        if waiting.params is not self._params:
+            self._params, self._params_json = waiting.params, msgspec.Raw(msgspec.json.encode(waiting.params))
+        fields: dict[str, object] = {"id": task_text(waiting.job, waiting.index)}
+        try:
+            fields["item"] = waiting.data.decode("utf-8")
+        except UnicodeDecodeError:
+            fields["item_base64"] = base64.b64encode(waiting.data).decode()
+        fields["params"] = self._params_json
+        return msgspec.json.encode(fields) + b"\n"
+
+    def forget(self, hand: list[Waiting], unread: bytes, count: int) -> tuple[int, int]:
+        """See Framing."""
+        found = newest_within((len(self._line(waiting)) for waiting in hand[: -count - 1 : -1]), len(unread))
+        for waiting in hand[len(hand) - found[0] :]:
+            del self._unanswered[task_text(waiting.job, waiting.index)]
+        return found
 
     def receive(self, data: bytes) -> tuple[list[int], list[bytes], list[Answer]]:
         """See Framing."""

@@ -20,6 +20,7 @@ import os
 import signal
 import struct
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from difflib import get_close_matches
@@ -41,6 +42,10 @@ LAST: Final = 128
 SAID_BYTES: Final = 64 * 1024
 """How much of the end of what a failed task wrote is kept."""
 _READ_BYTES: Final = 256 * 1024
+_AHEAD_BYTES: Final = 256
+"""So much is read at once while tasks are short, and not a byte beyond the next task once one was long: what is still
+in the pipe when a task takes long, the worker can give to others."""
+_SHORT_S: Final = 0.0005
 
 
 class Channel:
@@ -65,25 +70,40 @@ class Channel:
 
     def frames(self) -> Iterator[tuple[int, bytes]]:
         """Kind and body of what the worker says, until it says no more."""
-        buffer, start = b"", 0
+        buffer, start, ahead = b"", 0, HEADER.size
         while True:
+            begun = time.perf_counter()
             while len(buffer) - start >= HEADER.size:
                 kind, _, size = HEADER.unpack_from(buffer, start)
                 if len(buffer) - start - HEADER.size < size:
                     break
                 start += HEADER.size + size
                 yield kind, buffer[start - size : start]
-            chunks = [buffer[start:]]
-            missing = 1
-            if len(chunks[0]) >= HEADER.size:
-                missing = HEADER.size + HEADER.unpack_from(chunks[0])[2] - len(chunks[0])
-            while missing > 0:
-                chunk = os.read(self._reading, _READ_BYTES)
-                if not chunk:
-                    return
-                chunks.append(chunk)
-                missing -= len(chunk)
-            buffer, start = b"".join(chunks), 0
+            is_short = time.perf_counter() - begun < _SHORT_S
+            ahead = min(2 * ahead, _AHEAD_BYTES) if is_short else HEADER.size
+            buffer, start = self._read(buffer[start:], ahead), 0
+            if not buffer:
+                return
+
+    def _read(self, buffer: bytes, ahead: int) -> bytes:
+        """A frame at least, that begins with `buffer`, and no more of what follows than `ahead`; b"" at the end."""
+        if len(buffer) < HEADER.size:
+            chunk = os.read(self._reading, max(ahead, HEADER.size) - len(buffer))
+            while chunk and len(buffer) + len(chunk) < HEADER.size:
+                buffer += chunk
+                chunk = os.read(self._reading, HEADER.size - len(buffer))
+            if not chunk:
+                return b""
+            buffer += chunk
+        missing = HEADER.size + HEADER.unpack_from(buffer)[2] - len(buffer)
+        chunks = [buffer]
+        while missing > 0:
+            chunk = os.read(self._reading, min(missing, _READ_BYTES))
+            if not chunk:
+                return b""
+            chunks.append(chunk)
+            missing -= len(chunk)
+        return b"".join(chunks)
 
     def answer(self, kind: int, body: bytes, code: int = 0) -> None:
         """One task's frame."""

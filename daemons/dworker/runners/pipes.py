@@ -15,6 +15,7 @@ if sys.platform == "win32":
         reading,
         remove_reader,
         remove_writer,
+        take_back,
         unread_bytes,
         wait,
         write,
@@ -32,6 +33,9 @@ else:
         import termios
     except ImportError:
         fcntl = termios = None  # type: ignore[assignment]
+
+    PIPE_BYTES_MAX = 1024 * 1024
+    """A pipe that we make holds less."""
 
     read = os.read
     """Up to so many bytes; b"" at the end. BlockingIOError if there is nothing yet."""
@@ -76,6 +80,22 @@ else:
         poll.register(fd, select.POLLIN)
         poll.poll(limit_s * 1000)
 
+    def take_back(fd: int) -> bytes:
+        """Take out all that was written into a pipe and not read yet, at once: what the other end has, it has; b"" if that cannot be.
+
+        Linux opens the pipe's reading end for us by the name of its writing end; one read empties it under its lock.
+        """
+        try:
+            reader = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            return b""
+        try:
+            return os.read(reader, PIPE_BYTES_MAX)
+        except BlockingIOError:
+            return b""
+        finally:
+            os.close(reader)
+
     def unread_bytes(fd: int) -> int:
         """How much lies in a pipe, even if nobody can read it any more. 0 if the system does not say."""
         if fcntl is None or termios is None:
@@ -96,6 +116,7 @@ __all__ = [
     "reading",
     "remove_reader",
     "remove_writer",
+    "take_back",
     "unread_bytes",
     "wait",
     "write",

@@ -99,6 +99,11 @@ def wait(fd: int, limit_s: float) -> None:
         time.sleep(ASK_S / 10)
 
 
+def take_back(fd: int) -> bytes:
+    """See pipes: it cannot be."""
+    return b""
+
+
 def unread_bytes(fd: int) -> int:
     """See pipes."""
     return _feeders[fd].unwritten

@@ -23,7 +23,7 @@ from msgspec.structs import replace
 from districomp.model import Blob, item_content
 from districomp.taskdef import Definition
 from dworker.cache import CacheError
-from dworker.events import AttemptsEnded, StartAttempts, StopAttempts
+from dworker.events import AttemptsEnded, StartAttempts, StopAttempts, TakeBack, TakenBack
 from dworker.runners import environment, interpreter
 from dworker.runners.child import Child, Launch
 from dworker.runners.frames import Frames, result_bytes_max
@@ -88,6 +88,14 @@ class StreamRunner:
         for (slot, *_), child in self._children.items():
             if slot == effect.slot:
                 child.stop(effect.leases, effect.reason)
+
+    def take_back(self, effect: TakeBack) -> None:
+        """Answered by TakenBack, if any have not been read by the slot's process."""
+        mine = [child for (slot, *_), child in self._children.items() if slot == effect.slot]
+        taken = [waiting for child in mine for waiting in child.take_back(effect.leases)]
+        if taken:
+            leases, items = [waiting.lease for waiting in taken], [waiting.data for waiting in taken]
+            self._host.post(TakenBack(effect.slot, leases, list(items)))
 
     def close(self) -> None:
         """No more sweeping."""
