@@ -266,13 +266,19 @@ class Reader:
             for attempt in reversed(attempts):
                 if attempt.states[0] == DONE:
                     return attempt.results[0]
-            state = self._state(job, attempts)
+            code = self._state(job, attempts)
+            state = "queued or running" if code == QUEUED else STATE_NAMES[code]
             raise NotDoneError(f"task {job}.{index} has no result: it is {state}", state)
 
     def attempts(self, job: int, index: int) -> list[Outcome]:
         """A task's ended attempts in order, each an outcome of one entry with every column filled in."""
         with self._reading(f"reading the attempts of task {job}.{index}"):
             return self._attempts(job, index)
+
+    def state(self, job: int, index: int) -> int:
+        """A task's state, as far as the journal knows: without looking at the others of its job."""
+        with self._reading(f"reading the state of task {job}.{index}"):
+            return self._state(job, self._attempts(job, index))
 
     def rows(self, job: int, after: int, bytes_max: int) -> tuple[list[bytes], int]:
         """As `Journal.rows`."""
@@ -317,8 +323,8 @@ class Reader:
         serials = sorted(columns[0] for columns in found if index in rows_of.unpack_offsets(columns[3], *columns[1:3]))
         return [attempt for serial in serials for attempt in rows_of.attempts_in(self._outcome(job, serial), index)]
 
-    def _state(self, job: int, attempts: list[Outcome]) -> str:
-        """The name of the state that a task which is not done is in, as far as the journal knows."""
+    def _state(self, job: int, attempts: list[Outcome]) -> int:
+        """The state that a task with these attempts is in, as far as the journal knows (a running one is queued)."""
         sweeps = query(
             self._connection, "SELECT serial, sweep, states FROM heads WHERE job = ? AND sweep IS NOT NULL", (job,)
         )
@@ -330,7 +336,7 @@ class Reader:
         for _, new, sources in sorted(changes, key=lambda change: change[0]):
             if sources is None or state in sources:
                 state = new
-        return "queued or running" if state == QUEUED else STATE_NAMES[state]
+        return state
 
 
 @contextlib.contextmanager

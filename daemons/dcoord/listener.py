@@ -45,7 +45,7 @@ from districomp.stream import Connection
 log = logging.getLogger(__name__)
 
 INBOX_EVENTS_MAX = 2048
-INBOX_BYTES_MAX = 2 * 1024 * 1024
+INBOX_BYTES_MAX = 1024 * 1024
 """Connections that add to a longer inbox, or one of more bytes, are not read until it has been emptied: whoever submits
 faster than the disk takes it waits in his own memory, and a batch is never so large that others wait for it."""
 UNPROVEN_MAX = 1024

@@ -36,6 +36,8 @@ T = TypeVar("T")
 
 PARKED_MAX: Final = 1024
 """Requests of one connection that wait for something; a further one is refused."""
+TASKS_BYTES: Final = 32 * 1024
+"""Documents of tasks that are made in one go: each asks the journal, and others wait for the reading thread too."""
 WATCH_INTERVAL_S_MIN: Final = 0.05
 _OF_A_JOB: Final = ("job", "task", "tasks", "explain")
 
@@ -191,7 +193,8 @@ class Sessions:
             text = f"{message.state!r} is not a task's state; those are {', '.join(STATE_NAMES)}"
             _refuse(connection, message.request, "bad_request", text)
         else:
-            self._spawn(self._answer_tasks(connection, message, _snapshot(core, job)))
+            only = message.index if message.noun == "task" else None
+            self._spawn(self._answer_tasks(connection, message, _snapshot(core, job, only)))
 
     async def _answer_tasks(self, connection: Connection, message: Query, snapshot: JobSnapshot) -> None:
         def one(reader: Reader) -> list[bytes]:
@@ -208,7 +211,7 @@ class Sessions:
             if not pending:
                 documents = task_documents(reader, snapshot, message.state)
                 pending.append(msgspec.msgpack.encode(document) for document in documents)
-            return _some(pending[0])
+            return _some(pending[0], TASKS_BYTES)
 
         while not connection.is_closing:
             documents = await self._read(connection, message.request, begin_or_go_on)
@@ -330,23 +333,25 @@ class Sessions:
             self._parked.pop(connection.peer, None)
 
 
-def _snapshot(core: Core, job: Job) -> JobSnapshot:
+def _snapshot(core: Core, job: Job, only: int | None) -> JobSnapshot:
+    """All tasks of a job, or one."""
     running: dict[int, Running] = {}
     for worker in core.fleet.by_id.values():
         for lease in worker.leases.values():
             if lease.job is job and lease.started is not None and not lease.stopping:
                 running[lease.index] = Running(worker.id, lease.started)
-    return JobSnapshot(job.id, job.record.count, bytes(job.states), running)
+    first, end = (0, job.record.count) if only is None else (only, only + 1)
+    return JobSnapshot(job.id, job.record.count, bytes(job.states[first:end]), running, first)
 
 
-def _some(documents: Iterator[bytes]) -> list[bytes]:
-    """The next documents, about a frame's worth."""
+def _some(documents: Iterator[bytes], most: int = BATCH_BYTES) -> list[bytes]:
+    """The next documents, of about `most` bytes."""
     taken: list[bytes] = []
     size = 0
     for document in documents:
         taken.append(document)
         size += len(document)
-        if size >= BATCH_BYTES:
+        if size >= most:
             break
     return taken
 

@@ -10,6 +10,7 @@ import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any, Final, Literal, NamedTuple, TypeVar
 
 import msgspec
@@ -17,6 +18,8 @@ import msgspec
 Mode = Literal["text", "json", "quiet"]
 T = TypeVar("T")
 
+BLOCK_ROWS: Final = 1000
+"""Rows of a long list that are printed together, and of a long table that are aligned together."""
 GAP: Final = "  "
 COLUMN_MIN: Final = 6
 COLUMN_FAIR: Final = 16
@@ -60,6 +63,26 @@ def print_list(mode: Mode, rows: Sequence[T], identify: Callable[[T], str], colu
         write(table(rows, columns))
     else:
         message("there are none")
+
+
+def print_stream(mode: Mode, rows: Iterable[T], identify: Callable[[T], str], columns: Sequence[Column]) -> None:
+    """As `print_list`, as they come: there may be millions. A table is cut into several, a JSON list has a line a row."""
+    rows = iter(rows)
+    block = list(islice(rows, BLOCK_ROWS))
+    if mode == "text" and not block:
+        message("there are none")
+    before = "["
+    while block:
+        if mode == "json":
+            write(before + ",\n".join(msgspec.json.encode(row).decode() for row in block))
+            before = ",\n"
+        elif mode == "quiet":
+            write("".join(f"{identify(row)}\n" for row in block))
+        else:
+            write(table(block, columns))
+        block = list(islice(rows, BLOCK_ROWS))
+    if mode == "json":
+        write("[]\n" if before == "[" else "]\n")
 
 
 def print_card(mode: Mode, document: object, identity: str, pairs: Iterable[tuple[str, str]]) -> None:

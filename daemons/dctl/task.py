@@ -2,6 +2,8 @@
 
 import signal
 import sys
+from contextlib import closing
+from itertools import islice
 from typing import Final
 
 import click
@@ -75,15 +77,20 @@ def task() -> None:
     """List and show tasks."""
 
 
-@task.command("list", epilog="\b\nExamples:\n  dctl task list 42\n  dctl task list last --state failed -q")
+@task.command(
+    "list",
+    epilog="\b\nExamples:\n  dctl task list 42\n  dctl task list last --state failed -q\n  dctl task list 42 --limit 20",
+)
 @click.argument("job", metavar="JOB")
 @click.option("--state", type=click.Choice(STATE_NAMES), default=None, help="Only tasks in this state.")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the first N of them.")
 @output_options
-def list_tasks(job: str, state: str | None, mode: Mode = "text") -> None:
+def list_tasks(job: str, state: str | None, limit: int | None, mode: Mode = "text") -> None:
     """List a job's tasks, in task order."""
     with connect() as client:
-        tasks = client.tasks(job_number(client, job), state or "")
-    output.print_list(mode, tasks, lambda document: document.task, TASK_COLUMNS)
+        tasks = client.each_task(job_number(client, job), state or "")
+        with closing(tasks):
+            output.print_stream(mode, islice(tasks, limit), lambda document: document.task, TASK_COLUMNS)
 
 
 @task.command("show", epilog="\b\nExamples:\n  dctl task show 42.7\n  dctl task show last.0 --json")

@@ -7,7 +7,7 @@ Owns the requests and what they mean to a caller. Connections and their return a
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any, Final, Self, TypeVar
 
 import msgspec
@@ -43,7 +43,7 @@ from districomp.messages import (
     Submit,
     Watch,
 )
-from districomp.model import Blob
+from districomp.model import Blob, parse_task
 from districomp.wire import UNREADABLE
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
 ENDED_JOB_STATES: Final = ("done", "failed", "cancelled")
 
 Document = TypeVar("Document", bound=msgspec.Struct)
+Streamed = TypeVar("Streamed", Reply, ResultRows)
 
 
 class Client:
@@ -148,27 +149,9 @@ class Client:
     ) -> Iterator[list[JobDocument]]:
         """Documents of jobs, now and whenever they change, until all have ended. TimeoutError after `timeout` seconds."""
         deadline = _deadline(timeout)
-        losses = 0
-        while True:
-            link = self._pool.take(deadline, losses)
-            whole = False
-            try:
-                request = link.next_request()
-                link.send(Watch(request, list(jobs), interval_s))
-                while not whole:
-                    reply = _expect(link.receive(request, deadline), Reply)
-                    whole = reply.last
-                    losses = 0
-                    if reply.documents:
-                        yield [_document(body, JobDocument) for body in reply.documents]
-                return
-            except LinkLostError:
-                losses += 1
-            finally:
-                if whole:
-                    self._pool.give(link)
-                else:
-                    link.close()
+        for reply in self._stream(lambda request: Watch(request, list(jobs), interval_s), Reply, deadline):
+            if reply.documents:
+                yield [_document(body, JobDocument) for body in reply.documents]
 
     def wait(self, jobs: Sequence[int], timeout: float | None = None) -> list[JobDocument]:
         """The final documents of jobs, by number, when all have ended. TimeoutError after `timeout` seconds."""
@@ -201,28 +184,14 @@ class Client:
 
     def _followed(self, job: int, deadline: float | None) -> Iterator[ResultRows]:
         """A job's rows as they are recorded, until it has ended."""
-        after = losses = 0
-        while True:
-            link = self._pool.take(deadline, losses)
-            whole = False
-            try:
-                request = link.next_request()
-                link.send(Results(request, job, after, wait=True, follow=True))
-                while not whole:
-                    rows = _expect(link.receive(request, deadline), ResultRows)
-                    after, whole, losses = rows.after, rows.ended, 0
-                    yield rows
-                return
-            except LinkLostError:
-                losses += 1
-            except RefusedError:
-                whole = True
-                raise
-            finally:
-                if whole:
-                    self._pool.give(link)
-                else:
-                    link.close()
+        after = 0
+
+        def go_on(request: int) -> Results:
+            return Results(request, job, after, wait=True, follow=True)
+
+        for rows in self._stream(go_on, ResultRows, deadline):
+            after = rows.after
+            yield rows
 
     def _so_far(self, job: int, deadline: float | None) -> Iterator[ResultRows]:
         """A job's rows that are recorded by now."""
@@ -260,8 +229,18 @@ class Client:
         return self._query(StatusDocument, noun="status")[0]
 
     def tasks(self, job: int, state: str = "") -> list[TaskDocument]:
-        """A job's tasks, perhaps only those in one state."""
-        return self._query(TaskDocument, noun="tasks", job=job, state=state)
+        """A job's tasks, perhaps only those in one state. Of a job of millions take `each_task`."""
+        return list(self.each_task(job, state))
+
+    def each_task(self, job: int, state: str = "") -> Generator[TaskDocument, None, None]:
+        """As `tasks`, one by one as they come; who stops early does not have the rest sent."""
+        last = -1
+        for reply in self._stream(lambda request: Query(request, "tasks", job, state=state), Reply):
+            for document in [_document(body, TaskDocument) for body in reply.documents]:
+                index = parse_task(document.task)[1]
+                if index > last:  # else it came by a connection that was lost
+                    last = index
+                    yield document
 
     def task(self, job: int, index: int) -> TaskDocument:
         """One task with its attempts."""
@@ -373,6 +352,33 @@ class Client:
             return _documents(link, request, kind)
 
         return self._pool.call(ask, once=once)
+
+    def _stream(
+        self, make: Callable[[int], Message], kind: type[Streamed], deadline: float | None = None
+    ) -> Iterator[Streamed]:
+        """The replies to a request that has many, up to the last one; made anew, by `make`, whenever the connection broke."""
+        losses = 0
+        while True:
+            link = self._pool.take(deadline, losses)
+            whole = False
+            try:
+                request = link.next_request()
+                link.send(make(request))
+                while not whole:
+                    reply = _expect(link.receive(request, deadline), kind)
+                    whole, losses = reply.last if isinstance(reply, Reply) else reply.ended, 0
+                    yield reply
+                return
+            except LinkLostError:
+                losses += 1
+            except RefusedError:
+                whole = True
+                raise
+            finally:
+                if whole:
+                    self._pool.give(link)
+                else:
+                    link.close()
 
     def _query(self, kind: type[Document], **fields: Any) -> list[Document]:
         return self.ask(kind, lambda _link, request: Query(request, **fields))

@@ -12,8 +12,11 @@ import pytest
 from bench.arrays import submit, write_lines
 from bench.restart import STATES, measure
 from demo.cluster import Cluster
+from districomp.client import Client
 
 LINES = 1_000_000
+MANY = 10_000_000
+LISTED = 5000
 HELD_MB_MAX = 60.0
 """The lines are 101 MB in their file, and 150 MB as objects."""
 
@@ -66,6 +69,33 @@ def fed_pipe() -> Iterator[IO[bytes]]:
     with os.fdopen(read, "rb") as source:
         yield source
     feeder.join()
+
+
+def test_ten_million_tasks_are_looked_at_without_reading_them_all(cluster: Cluster) -> None:
+    job, _, _ = submit(cluster, ["cat", "--range", f"1..{MANY}"])
+    assert cluster.dctl("task", "list", str(job), "--limit", "3", "-q").stdout.split() == [b"1.0", b"1.1", b"1.2"]
+    assert cluster.dctl_json("task", "list", str(job), "--state", "done") == []
+    assert cluster.dctl_json("task", "show", f"{job}.{MANY - 1}")["data_bytes"] == len(str(MANY))
+    (cancelled,) = cluster.dctl_json("job", "cancel", str(job), "--yes")
+    assert cancelled["counts"]["cancelled"] == MANY
+    assert cluster.dctl_json("task", "show", f"{job}.{MANY - 1}")["state"] == "cancelled"
+    (shown,) = cluster.dctl_json("task", "list", str(job), "--limit", "1")
+    assert shown["state"] == "cancelled"
+    assert cluster.dctl_json("job", "retry", str(job))["counts"]["queued"] == MANY
+    assert cluster.coordinator is not None
+    assert highest_mb(cluster.coordinator.pid) < 6 * MANY / 1e6 + 100.0
+
+
+def test_tasks_are_listed_once_each_through_a_restart(cluster: Cluster) -> None:
+    job, _, _ = submit(cluster, ["cat", "--range", f"1..{LISTED}"])
+    with Client(str(cluster.runtime / "control.sock")) as client:
+        tasks = client.each_task(job)
+        seen = [next(tasks).task]
+        assert cluster.coordinator is not None
+        cluster.coordinator.kill()
+        cluster.start_coordinator()
+        seen += [task.task for task in tasks]
+    assert seen == [f"{job}.{index}" for index in range(LISTED)]
 
 
 @pytest.mark.parametrize("name", ["order", "scattered", "mixed", "lines"])

@@ -117,6 +117,7 @@ def check_reader(path: Path, model: Model, chunks: dict[int, list[int]]) -> None
 def check_task(reader: Reader, model: Model, number: int, index: int) -> None:
     state, result, ended = model.story(number, index)
     assert reader.item(number, index) == model.item(number, index)
+    assert reader.state(number, index) == state
     assert [(o.serial, o.states[0]) for o in reader.attempts(number, index)] == ended
     if state == DONE:
         assert reader.result(number, index) == result

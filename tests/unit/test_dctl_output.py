@@ -1,7 +1,9 @@
 """What people read: tables, cards, times, sizes; and nothing that plays with their terminal."""
 
 import io
+import json
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -31,6 +33,31 @@ COLUMNS = (
     Column("NAME", lambda row: row[1], shrinks=True),
     Column("STATE", lambda row: row[2]),
 )
+
+
+@pytest.mark.parametrize("count", [0, 1, output.BLOCK_ROWS, output.BLOCK_ROWS + 1])
+def test_a_long_list_is_printed_as_it_comes(count: int, capsys: pytest.CaptureFixture[str]) -> None:
+    def printed(mode: output.Mode) -> str:
+        pieces: list[str] = []
+
+        def watched() -> Iterator[tuple[str, str, str]]:
+            for number, row in enumerate(rows_of_count()):
+                if number == output.BLOCK_ROWS:
+                    pieces.append(capsys.readouterr().out)
+                    assert pieces[0], "nothing is printed before all has come"
+                yield row
+
+        output.print_stream(mode, watched(), lambda row: row[0], COLUMNS)
+        return "".join([*pieces, capsys.readouterr().out])
+
+    def rows_of_count() -> Iterator[tuple[str, str, str]]:
+        return ((str(number), "", "done") for number in range(count))
+
+    assert json.loads(printed("json")) == [list(row) for row in rows_of_count()]
+    assert printed("quiet").split() == [row[0] for row in rows_of_count()]
+    lines = printed("text").splitlines()
+    assert len(lines) == count + -(-count // output.BLOCK_ROWS)
+    assert sum("STATE" in line for line in lines) == -(-count // output.BLOCK_ROWS)
 
 
 def test_a_table_in_a_pipe_is_plain_and_whole() -> None:
