@@ -5,6 +5,7 @@ Must not touch the core: what it needs of it comes as plain values, taken at one
 
 import hashlib
 from collections.abc import Iterator
+from typing import Final
 
 import msgspec
 
@@ -22,6 +23,9 @@ from districomp.model import (
     task_text,
 )
 from districomp.outcome import Outcome
+
+TAILS_BYTES_MAX: Final = 256 * 1024
+"""What all standard errors of one document may have together, before they are made text: it must fit into a frame."""
 
 
 class Running(msgspec.Struct, frozen=True):
@@ -72,7 +76,9 @@ def _states_of_ended(reader: Reader, snapshot: JobSnapshot) -> bytearray:
 
 def _document(reader: Reader, snapshot: JobSnapshot, index: int, state: int, outcomes: list[Outcome]) -> TaskDocument:
     # Attempt 0 says that a task was cancelled before it had one.
-    attempts = [_attempt(outcome) for outcome in outcomes if outcome.attempts[0] > 0]
+    ended = [outcome for outcome in outcomes if outcome.attempts[0] > 0]
+    tail_bytes = min(STDERR_TAIL_BYTES, TAILS_BYTES_MAX // max(1, len(ended)))
+    attempts = [_attempt(outcome, tail_bytes) for outcome in ended]
     running = snapshot.running.get(index)
     if running is not None:
         attempts.append(
@@ -90,7 +96,7 @@ def _document(reader: Reader, snapshot: JobSnapshot, index: int, state: int, out
     )
 
 
-def _attempt(outcome: Outcome) -> AttemptDocument:
+def _attempt(outcome: Outcome, tail_bytes: int) -> AttemptDocument:
     return AttemptDocument(
         worker=outcome.worker,
         started=iso_time(outcome.started[0]),
@@ -100,7 +106,7 @@ def _attempt(outcome: Outcome) -> AttemptDocument:
         signal=outcome.signals[0],
         cpu_s=outcome.cpu_s[0],
         memory_peak_bytes=outcome.memory_bytes[0],
-        stderr_tail=outcome.stderr[0][-STDERR_TAIL_BYTES:].decode("utf-8", "replace"),
+        stderr_tail=outcome.stderr[0][-tail_bytes:].decode("utf-8", "replace"),
     )
 
 

@@ -4,7 +4,7 @@ Knows nothing of files, sockets or clocks. The transition table below is the who
 `docs/protocol.md` is drawn from it.
 """
 
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
@@ -72,17 +72,19 @@ class Blob(msgspec.Struct, frozen=True, array_like=True, tag=0, gc=False, forbid
     size: int
 
 
-Payload = bytes | Blob
+Payload = Annotated[bytes, msgspec.Meta(max_length=INLINE_BYTES_MAX)] | Blob
+"""Inline up to that size, whoever sends it."""
+PATH_CHARS_MAX: Final = 32_768
 
 
 class File(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=False, forbid_unknown_fields=True):
     """An item of `--each-file`: the path as given (the text of `{item}`) and the content."""
 
-    path: str
+    path: Annotated[str, msgspec.Meta(max_length=PATH_CHARS_MAX)]
     content: Payload
 
 
-Item = bytes | Blob | File
+Item = Payload | File
 """What a submitter gives for one task: data, a line, or a file."""
 
 

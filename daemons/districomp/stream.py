@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol, cast
 
 from districomp import clock, wire
 from districomp.addresses import address_text, reachable_host
-from districomp.errors import RemoteProtocolError
+from districomp.errors import LocalProtocolError, RemoteProtocolError
 from districomp.messages import GREETING_S, AnyMessage, Goodbye, Message
 
 log = logging.getLogger(__name__)
@@ -161,11 +161,22 @@ class Connection(asyncio.Protocol):
         return self._can_write.is_set() and not self.is_closing
 
     def send(self, message: Message) -> None:
-        """Send a message; silently nothing when the connection is gone (its `closed` says so)."""
+        """Send a message; silently nothing when the connection is gone (its `closed` says so).
+
+        LocalProtocolError for one that is too large, but not where the other side connected to us: that one is cut off,
+        because nobody may end a daemon by what he makes it say.
+        """
         transport = self._transport
         if transport is None or transport.is_closing():
             return
-        transport.write(wire.encode(message))
+        try:
+            frame = wire.encode(message)
+        except LocalProtocolError as error:
+            if not self._accepting:
+                raise
+            self._abort(str(error))
+            return
+        transport.write(frame)
         if transport.get_write_buffer_size() > UNSENT_BYTES_MAX:
             self._abort(f"takes nothing: {UNSENT_BYTES_MAX} bytes wait for it")
 

@@ -10,10 +10,12 @@ from typing import Final
 import msgspec
 
 from districomp.errors import LocalProtocolError, RemoteProtocolError
-from districomp.messages import FRAME_BYTES_MAX, GREETING_BYTES_MAX, AnyMessage, Message
+from districomp.messages import FRAME_BYTES_MAX, GREETING_BYTES_MAX, AnyMessage, Message, Reports
 
 GREETING_MESSAGES_MAX = 64
 """What is decoded at once of somebody who has not said who it is: 256 KiB of the smallest would take 20 ms."""
+REPORTS_BYTES_MAX: Final = 768 * 1024
+"""Largest Reports: its rows go on to clients, with other words around them, and must fit into a frame then too."""
 UNREADABLE: Final = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
 """What msgspec raises for bytes that are not what they should be."""
 _LENGTH = struct.Struct(">I")
@@ -86,6 +88,9 @@ class Decoder:
 
 def _decode(frame: memoryview) -> AnyMessage:
     try:
-        return _decoder.decode(frame)
+        message = _decoder.decode(frame)
     except UNREADABLE as error:
         raise RemoteProtocolError(f"a frame is not a message of this protocol: {error}") from error
+    if len(frame) > REPORTS_BYTES_MAX and type(message) is Reports:
+        raise RemoteProtocolError(f"a Reports of {len(frame)} bytes came, {REPORTS_BYTES_MAX} are allowed")
+    return message

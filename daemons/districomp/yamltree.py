@@ -15,7 +15,7 @@ import yaml
 
 from districomp.errors import ConfigError
 
-FILE_BYTES_MAX: Final = 1024 * 1024
+FILE_BYTES_MAX: Final = 256 * 1024
 DEPTH_MAX: Final = 32
 PROBLEMS_MAX: Final = 100
 _SOURCE_CHARS_MAX: Final = 160

@@ -6,12 +6,14 @@ A submission that never ends leaves nothing behind. Items are checked by the def
 from math import prod
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from dcoord.core.effects import Send
 from dcoord.core.job import Job
 from dcoord.core.payload import KEPT_BYTES_MAX, items_bytes
 from dcoord.core.records import DefinitionRecord, DropRecord, JobRecord, PayloadRecord
 from districomp.arguments import ItemError, ItemRules
-from districomp.messages import Accepted, Items, Refused, Submit
+from districomp.messages import FRAME_BYTES_MAX, Accepted, Items, JobSpec, Refused, Submit
 from districomp.model import Item
 from districomp.taskdef import (
     Definition,
@@ -159,6 +161,18 @@ def _add_items(core: "Core", draft: Draft, items: list[Item]) -> None:
         raise _Refusal("too_large", f"a job has at most {TASKS_MAX} tasks")
 
 
+def _check_matrix_size(draft: Draft) -> None:
+    """A matrix goes to workers whole, in a JobSpec, which must fit into a frame as the Submit did that brought it."""
+    submit = draft.submit
+    if not submit.matrix:
+        return
+    spec = JobSpec(draft.job, draft.definition.digest, submit.params, None, submit.matrix)
+    size = len(msgspec.msgpack.encode(spec))
+    if size > FRAME_BYTES_MAX:
+        text = f"params and matrix have {size:,} bytes, {FRAME_BYTES_MAX:,} are allowed; give large data as items"
+        raise _Refusal("too_large", text)
+
+
 def _finish(core: "Core", peer: int, request: int) -> None:
     draft = core.drafts[peer, request]
     submit = draft.submit
@@ -179,6 +193,7 @@ def _finish(core: "Core", peer: int, request: int) -> None:
         draft.rules.check_input(submit.numbers is not None or draft.count > 0)
     except ItemError as error:
         raise _Refusal(error.code, str(error)) from error
+    _check_matrix_size(draft)
     repeated = core.request_ids.get(submit.request_id) if submit.request_id else None
     if repeated is not None:
         # The same submission came by two connections at once; the other one was complete first.
