@@ -13,6 +13,11 @@ from tests.integration.workerlab import Lab, in_lab, is_alive
 
 PYTHON = sys.executable
 MOVED = "cd /; setsid sleep 1000 & echo $!"
+# For a while as if in the middle of `execve`, where a process has no environment.
+LATE = """cd /
+setsid env -i sh -c 'sleep .3; export DISTRICOMP_TASK=$0 DISTRICOMP_ATTEMPT=$1; exec sleep 1000' $DISTRICOMP_TASK $DISTRICOMP_ATTEMPT &
+while [ "$(cat /proc/$!/comm)" != sh ] || grep -q . /proc/$!/environ; do :; done
+echo $!"""
 
 
 def python(code: str) -> list[str]:
@@ -252,7 +257,12 @@ async def test_children_that_are_left_behind_die_with_their_task(lab: Lab) -> No
     await lab.until(lambda: note.exists() and note.read_text().endswith("\n"))
     bystander = int(note.read_text())
     hidden = {"HOME": "/", "TMPDIR": "/tmp"}
-    for script, env in (("sleep 1000 & echo $!", {}), ("setsid sleep 1000 & echo $!", {}), (MOVED, hidden)):
+    for script, env in (
+        ("sleep 1000 & echo $!", {}),
+        ("setsid sleep 1000 & echo $!", {}),
+        (MOVED, hidden),
+        (LATE, hidden),
+    ):
         (row,) = await lab.run(["sh", "-c", script], env=env)
         assert isinstance(row.result, bytes)
         left = int(row.result)

@@ -11,14 +11,19 @@ from collections.abc import Callable, Collection, Iterable
 
 LINGER_S = 5.0
 """A process that was killed takes this long to die at most, and only then are its children ours."""
+LOOK_AGAIN_S = 0.02
+"""After a process was found without an environment."""
 ENVIRON_BYTES_MAX = 4 * 1024 * 1024
 LISTING_BYTES = 4096
 
 
 class Orphans:
-    """Those of a reaper. `look`: `tokens_of`, by a thread that may. To be made in the main thread."""
+    """Those of a reaper. `look`: `tokens_of`, by a thread that may. To be made in the main thread.
 
-    def __init__(self, look: Callable[[int], list[bytes]]) -> None:
+    While there are `doubts`, `kill` is to be called every LOOK_AGAIN_S.
+    """
+
+    def __init__(self, look: Callable[[int], tuple[list[bytes], bool]]) -> None:
         self._look = look
         try:
             self._listing: int | None = os.open("/proc/thread-self/children", os.O_RDONLY | os.O_CLOEXEC)
@@ -27,6 +32,7 @@ class Orphans:
         self._left: dict[bytes, float] = {}  # tokens of those that have ended -> when to forget them
         self._tokens: dict[int, list[bytes]] = {}  # pid of a child that we did not start -> its tokens
         self._killed: dict[int, list[bytes]] = {}  # those of them that are as good as dead
+        self.doubts: dict[int, float] = {}  # pid of one that seems to have no environment -> when to believe it
 
     def expect(self, tokens: list[bytes]) -> None:
         """A process has ended: what is known by these is to be killed, for a while."""
@@ -43,6 +49,7 @@ class Orphans:
     def ended(self, pid: int, running: Iterable[list[bytes]]) -> None:
         """A child that we did not start is reaped; `running`: the tokens of all that we have started and still run."""
         self._tokens.pop(pid, None)
+        self.doubts.pop(pid, None)
         known_by = self._killed.pop(pid, None)
         if known_by:
             others = list(running)
@@ -58,10 +65,14 @@ class Orphans:
                 continue
             tokens = self._tokens.get(pid)
             if tokens is None:
-                tokens = self._tokens[pid] = self._look(pid)
+                tokens, is_all = self._look(pid)
+                if is_all or self.doubts.setdefault(pid, now + LINGER_S) < now:
+                    self._tokens[pid] = tokens
+                    self.doubts.pop(pid, None)
             known_by = [token for token in tokens if token in self._left]
             if known_by:
                 self._killed[pid] = known_by
+                self.doubts.pop(pid, None)
                 try:
                     os.kill(pid, signal.SIGKILL)
                 except OSError:
@@ -72,10 +83,12 @@ class Orphans:
         self._left.clear()
         self._tokens.clear()
         self._killed.clear()
+        self.doubts.clear()
 
     def kill_all(self) -> None:
         """Nothing that we have started runs: kill every child."""
         self._left.clear()
+        self.doubts.clear()
         kill_children()
 
     def _children(self) -> list[int]:
@@ -99,8 +112,8 @@ def own_tokens(folder: str, env: dict[str, str]) -> list[bytes]:
     return tokens if task is None or attempt is None else [*tokens, f"{task} {attempt}".encode()]
 
 
-def tokens_of(pid: int) -> list[bytes]:
-    """What a process may be known by."""
+def tokens_of(pid: int) -> tuple[list[bytes], bool]:
+    """What a process may be known by; and whether that is all: within `execve` it seems to have no environment."""
     tokens: list[bytes] = []
     try:
         at = os.readlink(b"/proc/%d/cwd" % pid).removesuffix(b" (deleted)")
@@ -108,12 +121,14 @@ def tokens_of(pid: int) -> list[bytes]:
             tokens.append(at)
             at = at.rpartition(b"/")[0]
         with open(f"/proc/{pid}/environ", "rb") as file:
-            entries = [entry.partition(b"=") for entry in file.read(ENVIRON_BYTES_MAX).split(b"\0")]
+            text = file.read(ENVIRON_BYTES_MAX)
     except OSError:
-        return tokens
+        return tokens, True
+    entries = [entry.partition(b"=") for entry in text.split(b"\0")]
     env = {name: value for name, _, value in entries}
     tokens += [env[name] for name in (b"HOME", b"TMPDIR") if name in env]
-    return [*tokens, b"%b %b" % (env.get(b"DISTRICOMP_TASK", b""), env.get(b"DISTRICOMP_ATTEMPT", b""))]
+    tokens.append(b"%b %b" % (env.get(b"DISTRICOMP_TASK", b""), env.get(b"DISTRICOMP_ATTEMPT", b"")))
+    return tokens, bool(text)
 
 
 def kill_children() -> None:

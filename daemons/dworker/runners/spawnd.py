@@ -44,7 +44,7 @@ from collections.abc import Callable
 
 from dworker.runners.box import Box, is_our_child
 from dworker.runners.launch import DEFAULT_SIGNALS, failure, start, start_in_group
-from dworker.runners.orphans import Orphans, kill_children, own_tokens, tokens_of
+from dworker.runners.orphans import LOOK_AGAIN_S, Orphans, kill_children, own_tokens, tokens_of
 from dworker.runners.prctl import become_reaper, hide, restrict
 
 PID_S = 0.005
@@ -154,11 +154,11 @@ class Server:
         self.asked.release()
         self.answered.acquire()
 
-    def tokens_of(self, pid: int) -> list[bytes]:
-        """What a process may be known by, whoever has started it."""
-        tokens: list[bytes] = []
-        self.in_main_thread(lambda: tokens.extend(tokens_of(pid)))
-        return tokens
+    def tokens_of(self, pid: int) -> tuple[list[bytes], bool]:
+        """What a process may be known by, and whether that is all; whoever has started it."""
+        found: list[tuple[list[bytes], bool]] = []
+        self.in_main_thread(lambda: found.append(tokens_of(pid)))
+        return found[0]
 
     # ---- requests ----
 
@@ -167,6 +167,8 @@ class Server:
         socket_fd = self.socket.fileno()
         while self.handle():
             wait_ms = None if self.reply_at is None else max(0.0, self.reply_at - time.monotonic()) * 1000
+            if self.orphans.doubts:
+                wait_ms = min(LOOK_AGAIN_S * 1000, LOOK_AGAIN_S * 1000 if wait_ms is None else wait_ms)
             for fd, _ in self.poll.poll(wait_ms):
                 if fd == self.wakeup:
                     os.read(fd, 4096)
@@ -340,7 +342,7 @@ class Server:
                 self.orphans.ended(pid, self.tokens.values())
         if not self.pids:
             self.orphans.kill_all()
-        elif count:
+        elif count or self.orphans.doubts:
             self.orphans.kill(self.keys, self.insides)
 
     def ended(self, pid: int, key: int, status: int, cpu_s: float, memory: int) -> None:
