@@ -8,7 +8,7 @@
 -- statement, whatever the records are, and its triggers put each row where it belongs, in order.
 
 CREATE TABLE meta (
-  name  TEXT PRIMARY KEY,       -- cluster, epoch, last_job, probe, seal_key
+  name  TEXT PRIMARY KEY,       -- cluster, epoch, last_job, probe
   value ANY NOT NULL
 ) STRICT, WITHOUT ROWID;
 

@@ -1,4 +1,4 @@
--- What version 2 adds to version 1 (`schema.sql`): who may belong to the cluster. Read by journal.py alone.
+-- What version 2 adds to version 1 (`schema.sql`): who may belong to the cluster; in meta `seal_key`. Read by journal.py alone.
 
 CREATE TABLE tokens (           -- join tokens, as they are now
   id        TEXT PRIMARY KEY,
