@@ -32,6 +32,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # A shell starts what runs in its background deaf to Ctrl-C, and so would be all that tests start.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     # Files that only their owner may read must be so by what made them, not by how the developer's shell is set.
     os.umask(0o022)
     if "CI" in os.environ:

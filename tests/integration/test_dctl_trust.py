@@ -378,6 +378,7 @@ def test_a_rotation_interrupts_nothing(
 @pytest.mark.parametrize("columns", [60, 100])
 def test_the_lists_fit_a_terminal(cluster: Cluster, columns: int) -> None:
     machine = PendingMachine(cluster, f"room-with-a-long-name-{columns}")
+    token("submit")
     try:
         for arguments in (("token", "list"), ("worker", "list")):
             terminal = Terminal(*arguments, columns=columns)
