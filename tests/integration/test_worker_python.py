@@ -406,3 +406,22 @@ async def test_nothing_queues_behind_a_long_task_but_what_the_interpreter_has_re
     lab.send(Stop([leases[600]]))
     rows = await lab.ended(leases)
     assert [row.reason for row in rows] == ["done"] * 600 + ["cancelled"] + ["done"] * 2399
+
+
+@in_lab
+async def test_what_is_written_past_the_text_is_heard_too(lab: Lab) -> None:
+    """And is told of the task that wrote it alone."""
+    await lab.join(slots=1)
+    code = (
+        "import sys\n"
+        "raw = sys.stdout.buffer\n"
+        "def run(data):\n"
+        "    if data == b'raw': raw.write(b'by the buffer')\n"
+        "    if data == b'part': sys.stderr.write('half a line')\n"
+        "    if data == b'many': sys.stdout.writelines(['one ', 'two'])\n"
+        "    if data != b'fine': raise SystemExit(3)\n"
+        "    print('of no interest', end='')\n"
+        "    return data\n"
+    )
+    rows = await call(lab, code, [b"raw", b"fine", b"part", b"", b"fine", b"many", b"fine", b"raw"])
+    assert [text(row) for row in rows] == ["by the buffer", "", "half a line", "", "", "one two", "", "by the buffer"]

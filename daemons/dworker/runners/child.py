@@ -16,7 +16,7 @@ from districomp.taskdef import Definition
 from dworker.cache import Bundle, CacheError
 from dworker.events import AttemptsEnded
 from dworker.runners import environment, pipes, sandbox
-from dworker.runners.framing import Framing, FramingError, Waiting
+from dworker.runners.framing import Answers, Framing, FramingError, Waiting
 from dworker.runners.host import KILL_S, Host
 from dworker.runners.output import READ_BYTES, Tail
 from dworker.runners.spawn import Ending, Exit, NotStarted, Request
@@ -353,15 +353,19 @@ class Child:
         if self._verdict is not None:
             return True  # too late, or it cannot be trusted any more
         try:
-            leases, results, failures = self._framing.receive(data)
+            self._take(self._framing.receive(data))
         except FramingError as error:
+            self._take(error.before)
             if self._hand:
                 self._verdict = error.reason, str(error)
             else:
                 self._accused = str(error)
                 self._close_stdin()
             self._end()
-            return True
+        return True
+
+    def _take(self, answers: Answers) -> None:
+        leases, results, failures = answers
         if leases:
             self._succeed(leases, results)
         for answer in failures:
@@ -370,7 +374,6 @@ class Child:
             self._tell(
                 [answer.lease], reasons=[answer.reason], exit_codes=code, stderr=[answer.why], started=[self._since]
             )
-        return True
 
     def _succeed(self, leases: list[int], results: list[bytes]) -> None:
         for lease in leases:

@@ -4,7 +4,7 @@ import marshal
 from typing import Any, Final
 
 from dworker.runners import interpreter
-from dworker.runners.framing import LINE_BYTES_MAX, Answer, FramingError, Waiting, newest_within
+from dworker.runners.framing import LINE_BYTES_MAX, Answer, Answers, FramingError, Waiting, newest_within
 from dworker.runners.interpreter import HEADER
 
 RESULT_BYTES_MAX: Final = LINE_BYTES_MAX
@@ -66,7 +66,7 @@ class Frames:
         self._params = hand[len(hand) - found[0] - 1].params
         return found
 
-    def receive(self, data: bytes) -> tuple[list[int], list[bytes], list[Answer]]:
+    def receive(self, data: bytes) -> Answers:
         """See Framing."""
         if self._partial:
             self._partial += data
@@ -80,7 +80,9 @@ class Frames:
         start, self._wanted = 0, HEADER.size
         while len(data) - start >= HEADER.size:
             kind, code, size = HEADER.unpack_from(data, start)
-            self._check(kind, size)
+            fault = self._fault(kind, size)
+            if fault:
+                raise FramingError(fault, (leases, results, failures))
             end = start + HEADER.size + size
             if end > len(data):
                 self._wanted = end - start
@@ -97,14 +99,13 @@ class Frames:
         self._partial += data[start:]
         return leases, results, failures
 
-    def _check(self, kind: int, size: int) -> None:
-        """The task's code shares the process, and so could write anything."""
+    def _fault(self, kind: int, size: int) -> str:
+        """A sentence for what is no answer: the task's code shares the process, and so could write anything."""
         if self._first == len(self._unanswered):
-            raise FramingError("The interpreter answered a task that it was not given.")
+            return "The interpreter answered a task that it was not given."
         if size > self._bytes_max or (kind != interpreter.RESULT and kind & ~interpreter.LAST not in _REASONS):
-            raise FramingError(
-                "The interpreter answered something that is no answer; its descriptors were tampered with."
-            )
+            return "The interpreter answered something that is no answer; its descriptors were tampered with."
+        return ""
 
     def _next(self) -> int:
         lease = self._unanswered[self._first]

@@ -37,11 +37,19 @@ class Answer(NamedTuple):
     exit_code: int | None = None
 
 
-class FramingError(Exception):
-    """The program said something that cannot be an answer; a sentence. It cannot be trusted any further."""
+Answers = tuple[list[int], list[bytes], list[Answer]]
+"""Leases and results that succeeded, and the failures."""
 
-    def __init__(self, text: str, reason: str = "output_invalid") -> None:
+
+class FramingError(Exception):
+    """The program said something that cannot be an answer; a sentence. It cannot be trusted any further.
+
+    `before`: what it had said until then, which counts; the oldest that is unanswered after that is to blame.
+    """
+
+    def __init__(self, text: str, before: Answers, reason: str = "output_invalid") -> None:
         super().__init__(text)
+        self.before = before
         self.reason = reason
 
 
@@ -65,8 +73,8 @@ class Framing(Protocol):
         `hand`: all that have no answer, in the order written, more than `count`. Those are not waited for any more.
         """
 
-    def receive(self, data: bytes) -> tuple[list[int], list[bytes], list[Answer]]:
-        """Leases and results that succeeded, and the failures. FramingError: all before it is lost, end the process."""
+    def receive(self, data: bytes) -> Answers:
+        """The answers that `data` completes. FramingError: end the process."""
 
 
 NO_ANSWER: Final = "The program ended without an answer."
@@ -89,13 +97,12 @@ class _Splitter:
         self._partial = bytearray()
         self._bytes_max = min(LINE_BYTES_MAX, LINE_BYTES_MAX if bytes_max is None else bytes_max)
 
-    def split(self, data: bytes) -> list[bytes]:
-        """The lines that `data` completes."""
+    def split(self, data: bytes) -> tuple[list[bytes], str]:
+        """The lines that `data` completes, up to one that is too long; a sentence if there is one, else ''."""
         end = data.rfind(b"\n")
         if end < 0:
             self._partial += data
-            self._check(len(self._partial))
-            return []
+            return [], self._fault(len(self._partial))
         if self._partial:
             self._partial += data[:end]
             lines = bytes(self._partial).split(b"\n")
@@ -103,14 +110,13 @@ class _Splitter:
         else:
             lines = data[:end].split(b"\n")
         self._partial += data[end + 1 :]
-        self._check(len(self._partial))
-        # Only what a chunk completes can be long: the rest of the lines are within the chunk.
-        self._check(max(map(len, lines)))
-        return lines
+        if len(max(lines, key=len)) > self._bytes_max:
+            place = next(place for place, line in enumerate(lines) if len(line) > self._bytes_max)
+            return lines[:place], self._fault(len(lines[place]))
+        return lines, self._fault(len(self._partial))
 
-    def _check(self, size: int) -> None:
-        if size > self._bytes_max:
-            raise FramingError(f"An answer has more than {self._bytes_max:,} bytes.", "result_too_large")
+    def _fault(self, size: int) -> str:
+        return f"An answer has more than {self._bytes_max:,} bytes." if size > self._bytes_max else ""
 
 
 class Lines:
@@ -139,21 +145,24 @@ class Lines:
         del self._unanswered[len(self._unanswered) - found[0] :]
         return found
 
-    def receive(self, data: bytes) -> tuple[list[int], list[bytes], list[Answer]]:
+    def receive(self, data: bytes) -> Answers:
         """See Framing."""
-        lines = self._splitter.split(data)
+        lines, fault = self._splitter.split(data)
         last = self._first + len(lines)
         if last > len(self._unanswered):
-            surplus = lines[len(self._unanswered) - self._first]
-            raise FramingError(
-                f"The program wrote a line that answers no item: {_show(surplus)}. One line out for each in."
-            )
+            waiting = self._unanswered[self._first :]
+            # One line too many came after the last one's answer, if not earlier.
+            before: Answers = waiting[:-1], lines[: len(waiting[:-1])], []
+            text = f"The program wrote a line that answers no item: {_show(lines[len(waiting)])}. One line out for each in."
+            raise FramingError(text, before)
         self.may_end = self.may_end or bool(lines)
         leases = self._unanswered[self._first : last]
         self._first = last
         if last > 1024 or last == len(self._unanswered):
             del self._unanswered[:last]
             self._first = 0
+        if fault:
+            raise FramingError(fault, (leases, lines, []), "result_too_large")
         return leases, lines, []
 
 
@@ -211,23 +220,23 @@ class Json:
             del self._unanswered[task_text(waiting.job, waiting.index)]
         return found
 
-    def receive(self, data: bytes) -> tuple[list[int], list[bytes], list[Answer]]:
+    def receive(self, data: bytes) -> Answers:
         """See Framing."""
         leases: list[int] = []
         results: list[bytes] = []
         failures: list[Answer] = []
-        for line in self._splitter.split(data):
+        before = leases, results, failures
+        lines, fault = self._splitter.split(data)
+        for line in lines:
             try:
                 answer = _json_decoder.decode(line)
             except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-                raise FramingError(
-                    f"The program wrote a line that is not an answer: {error}: {_show(line)}."
-                ) from error
+                text = f"The program wrote a line that is not an answer: {error}: {_show(line)}."
+                raise FramingError(text, before) from error
             lease = self._unanswered.pop(answer.id, None)
             if lease is None:
-                raise FramingError(
-                    f"The program answered the id {answer.id[:80]!r}, which it was not asked or has answered before."
-                )
+                text = f"The program answered the id {answer.id[:80]!r}, which it was not asked or has answered before."
+                raise FramingError(text, before)
             self.may_end = True
             said = self._judge(lease, answer)
             if said.reason:
@@ -235,7 +244,9 @@ class Json:
             else:
                 leases.append(lease)
                 results.append(said.result)
-        return leases, results, failures
+        if fault:
+            raise FramingError(fault, before, "result_too_large")
+        return before
 
     def _judge(self, lease: int, answer: _JsonAnswer) -> Answer:
         given = [value for value in (answer.result, answer.result_base64, answer.error) if isinstance(value, str)]

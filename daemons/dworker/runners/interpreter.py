@@ -114,11 +114,15 @@ class Channel:
 
 
 class Said(io.RawIOBase):
-    """Standard error, remembering the end of what the task in hand has written by way of Python."""
+    """Standard error, remembering the end of what the task in hand has written by way of Python.
+
+    `is_touched`: something may have been written since it was last looked at, by whoever writes through it.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.tail = bytearray()
+        self.is_touched = False
 
     def writable(self) -> bool:
         """io: yes."""
@@ -130,6 +134,7 @@ class Said(io.RawIOBase):
 
     def write(self, data: Any) -> int:
         """io: pass it on."""
+        self.is_touched = True
         count = os.write(2, data)
         self.tail += memoryview(data)[:count]
         if len(self.tail) > 2 * SAID_BYTES:
@@ -137,29 +142,55 @@ class Said(io.RawIOBase):
         return count
 
 
+class Printer(io.TextIOWrapper):
+    """Text for `said`, a line at a time. To flush what was never used costs more than a short task does, so it notes that it was.
+
+    `is_bare`: somebody has what is below this, and writes unnoticed.
+    """
+
+    def __init__(self, said: Said) -> None:
+        super().__init__(io.BufferedWriter(said), "utf-8", "backslashreplace", line_buffering=True)
+        self._said = said
+        self.is_bare = False
+
+    def write(self, text: str) -> int:
+        """io: as ever."""
+        self._said.is_touched = True
+        return super().write(text)
+
+    @property
+    def buffer(self) -> Any:
+        """io: as ever."""
+        self.is_bare = True
+        return super().buffer
+
+    def detach(self) -> Any:
+        """io: as ever."""
+        self.is_bare = True
+        return super().detach()
+
+
 class Printers:
     """`sys.stdout` and `sys.stderr` for the task's code: both go to standard error, a line at a time."""
 
     def __init__(self) -> None:
         self._said = Said()
-        self._streams = [
-            io.TextIOWrapper(io.BufferedWriter(self._said), "utf-8", "backslashreplace", line_buffering=True)
-            for _ in range(2)
-        ]
+        self._streams = Printer(self._said), Printer(self._said)
         sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__ = self._streams  # type: ignore[misc]
 
     def take(self) -> bytes:
         """What was written since the last time."""
+        said = self._said
+        if not (said.is_touched or self._streams[0].is_bare or self._streams[1].is_bare):
+            return b""
         for stream in self._streams:
             try:
                 stream.flush()
             except (ValueError, OSError):  # the task's code has closed it
                 continue
-        tail = self._said.tail
-        if not tail:
-            return b""
-        taken = bytes(tail)
-        tail.clear()
+        said.is_touched = False
+        taken = bytes(said.tail)
+        said.tail.clear()
         return taken
 
 
