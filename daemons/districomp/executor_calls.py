@@ -67,6 +67,8 @@ def key_of(function: Callable[..., Any]) -> object:
     """Equal for what is the same function; a method is a new object each time that it is asked for."""
     if isinstance(function, types.MethodType):
         return id(function.__self__), id(function.__func__)
+    if isinstance(function, types.BuiltinMethodType):
+        return id(function.__self__), function.__name__
     return id(function)
 
 

@@ -12,6 +12,8 @@ import pytest
 from demo.cluster import Cluster, wait_until
 from districomp import Client, Executor
 
+THREAD = "districomp-executor"
+
 
 class ExecutorLab:
     """A cluster and executors on it."""
@@ -42,14 +44,14 @@ class ExecutorLab:
 
 
 @contextlib.contextmanager
-def running(folder: Path, workers: int = 2, slots: int = 2) -> Iterator[ExecutorLab]:
-    """A cluster that has joined."""
-    with Cluster(folder) as cluster:
+def running(folder: Path, *, lease: str = "15s") -> Iterator[ExecutorLab]:
+    """Two workers of two slots that have joined."""
+    with Cluster(folder, lease=lease) as cluster:
         lab = ExecutorLab(cluster, folder)
         cluster.start_coordinator()
-        for number in range(workers):
-            cluster.start_worker(f"w{number}", slots)
-        cluster.wait_for_workers(workers)
+        for name in ("w1", "w2"):
+            cluster.start_worker(name, slots=2)
+        cluster.wait_for_workers(2)
         yield lab
 
 
@@ -58,7 +60,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ExecutorLab]:
     """One for all tests of a module that break nothing of it."""
     with running(tmp_path_factory.mktemp("executor")) as lab:
         yield lab
-        assert not [thread for thread in threading.enumerate() if thread.name == "districomp-executor"]
+        wait_until(lambda: not any(thread.name == THREAD for thread in threading.enumerate()), "every thread to end")
 
 
 @pytest.fixture
