@@ -316,6 +316,10 @@ class Engine(threading.Thread):
         fault: BaseException | None = None
         try:
             while not self._is_finished():
+                if not (self._has_jobs or self._feed.is_pending):
+                    # A connection is made again for those who wait; it may be for ever, and nobody does.
+                    self._wait_without()
+                    continue
                 link = self._client.take_link(self._losses)
                 try:
                     self._serve(link)
@@ -334,8 +338,12 @@ class Engine(threading.Thread):
         self._ringer.close()
         self._feed.ended(self)
 
+    @property
+    def _has_jobs(self) -> bool:
+        return bool(self._open or self._unaccepted or self._ready)
+
     def _is_finished(self) -> bool:
-        if self._open or self._unaccepted or self._ready:
+        if self._has_jobs:
             return False
         return self._is_retired or (self._feed.is_closing and not self._feed.is_pending)
 
@@ -368,6 +376,12 @@ class Engine(threading.Thread):
             if batch.cancels:
                 out.append(self._cancellation(link, batch))
         return out
+
+    def _wait_without(self) -> None:
+        """Wait for something to do, without a connection."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._bell, selectors.EVENT_READ)
+            self._wait(selector)
 
     def _wait(self, selector: selectors.BaseSelector) -> None:
         timeout_s = IDLE_S

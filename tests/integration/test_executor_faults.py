@@ -108,6 +108,17 @@ def test_a_lost_cluster_fails_what_waits_and_breaks_the_executor(
             executor.submit(abs, -1)
 
 
+def test_an_executor_that_waits_for_nothing_needs_no_coordinator(own: ExecutorLab) -> None:
+    idle, other = own.executor(), own.executor()
+    assert idle.submit(abs, -1).result(BOUND_S) == other.submit(abs, -2).result(BOUND_S) - 1
+    assert own.cluster.coordinator is not None
+    own.cluster.coordinator.kill()
+    idle.shutdown()
+    own.cluster.start_coordinator()
+    assert other.submit(abs, -3).result(BOUND_S) == 3
+    other.shutdown()
+
+
 def test_joblib_runs_its_calls_on_the_cluster(own: ExecutorLab) -> None:
     here = os.getpid()
     backend = districomp.joblib_backend.DistricompBackend(own.socket)
