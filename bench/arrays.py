@@ -1,6 +1,7 @@
 """`python -m bench.arrays`: what one submission of millions of tasks costs, and in whose memory.
 
-A coordinator on loopback, by its control socket; no worker, so that everything stays queued. The submitter is a process
+A coordinator on loopback, by its control socket; no worker, so that everything stays queued (with `through`: two
+workers, and the job runs to its last result). The submitter is a process
 of its own (`dctl submit`), whose highest resident memory the system reports when it ends. Memory is resident, in
 MB (10^6 bytes); bytes a task are the coordinator's growth over what it had before the submission, by the number of tasks.
 """
@@ -31,7 +32,7 @@ LINE_BYTES: Final = 100
 LAUNCHER: Final = """
 import resource, subprocess, sys, time
 start = time.perf_counter()
-code = subprocess.call(sys.argv[1:])
+code = subprocess.call(sys.argv[2:], stdout=int(sys.argv[1]))
 print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 sys.exit(code)
 """
@@ -56,23 +57,27 @@ class Figures(msgspec.Struct):
 
     def row(self) -> str:
         """A line of the table."""
-        calls = sorted(self.calls_ms)
-        p99 = f"{calls[int(len(calls) * 0.99)]:.1f} / {calls[-1]:.1f}" if calls else "-"
         each = 1e6 * (self.after_mb - self.before_mb) / self.tasks
         return (
             f"| {self.form} | {self.seconds:.2f} | {self.client_mb:.0f} | {self.before_mb:.0f} / {self.highest_mb:.0f} / "
-            f"{self.after_mb:.0f} | {each:.1f} | {self.journal_mb:,.0f} | {p99} |"
+            f"{self.after_mb:.0f} | {each:.1f} | {self.journal_mb:,.0f} | {spread(self.calls_ms)} |"
         )
 
 
-class Watcher:
-    """Beside a submission: the highest memory of the coordinator, and what a call of another client takes."""
+def spread(calls_ms: list[float]) -> str:
+    """The 99th percentile and the highest."""
+    calls = sorted(calls_ms)
+    return f"{calls[int(len(calls) * 0.99)]:.1f} / {calls[-1]:.1f}" if calls else "-"
 
-    def __init__(self, cluster: Cluster, pid: int) -> None:
-        self.highest_mb = 0.0
+
+class Watcher:
+    """Beside a submission: the highest memory of some processes, and what a call of another client takes."""
+
+    def __init__(self, cluster: Cluster, *pids: int) -> None:
+        self.highest_mb = [rss_mb(pid) for pid in pids]
         self.calls_ms: list[float] = []
         self._cluster = cluster
-        self._pid = pid
+        self._pids = pids
         self._done = threading.Event()
         self._threads = [threading.Thread(target=work) for work in (self._sample, self._ask)]
 
@@ -88,7 +93,7 @@ class Watcher:
 
     def _sample(self) -> None:
         while not self._done.wait(SAMPLE_S):
-            self.highest_mb = max(self.highest_mb, rss_mb(self._pid))
+            self.highest_mb = [max(most, rss_mb(pid)) for most, pid in zip(self.highest_mb, self._pids, strict=True)]
 
     def _ask(self) -> None:
         with Client(str(self._cluster.runtime / "control.sock")) as client:
@@ -104,14 +109,20 @@ def journal_mb(cluster: Cluster) -> float:
     return sum(file.stat().st_size for file in folder.glob("journal*")) / 1e6
 
 
-def submit(cluster: Cluster, arguments: list[str], stdin: IO[bytes] | None = None) -> tuple[int, float, float]:
-    """Run `dctl submit`: the job's number, the seconds that it took, and its highest resident memory in MB."""
-    launched = [sys.executable, "-c", LAUNCHER, script("dctl"), "submit", *arguments]
-    done = subprocess.run(
-        launched, env=cluster.environment, stdin=stdin or subprocess.DEVNULL, stdout=subprocess.PIPE, check=True
-    )
-    number, seconds, client_kib = done.stdout.split()
-    return int(number), float(seconds), int(client_kib) * 1024 / 1e6
+def submit(
+    cluster: Cluster, arguments: list[str], stdin: IO[bytes] | None = None, output: Path | None = None
+) -> tuple[int, float, float]:
+    """Run `dctl submit`: the job's number (0 if it goes to `output`), the seconds that it took, and its highest resident memory in MB."""
+    printed = output or cluster.folder / "printed"
+    with printed.open("wb") as file:
+        launched = [sys.executable, "-c", LAUNCHER, str(file.fileno()), script("dctl"), "submit", *arguments]
+        done = subprocess.run(
+            launched, env=cluster.environment, stdin=stdin or subprocess.DEVNULL, stdout=subprocess.PIPE,
+            pass_fds=[file.fileno()], check=True,
+        )  # fmt: skip
+    seconds, client_kib = done.stdout.split()
+    number = 0 if output else int(printed.read_bytes())
+    return number, float(seconds), int(client_kib) * 1024 / 1e6
 
 
 def measure(cluster: Cluster, form: str, tasks: int, arguments: list[str], stdin: IO[bytes] | None = None) -> Figures:
@@ -122,7 +133,7 @@ def measure(cluster: Cluster, form: str, tasks: int, arguments: list[str], stdin
     with Watcher(cluster, pid) as watcher:
         _, seconds, client_mb = submit(cluster, arguments, stdin)
     return Figures(
-        form, tasks, seconds, client_mb, before_mb, max(watcher.highest_mb, rss_mb(pid)), rss_mb(pid),
+        form, tasks, seconds, client_mb, before_mb, max(*watcher.highest_mb, rss_mb(pid)), rss_mb(pid),
         journal_mb(cluster) - disk_before_mb, watcher.calls_ms,
     )  # fmt: skip
 
@@ -202,6 +213,28 @@ def by_pipe(folder: Path, tasks: int) -> Figures:
         return figures
 
 
+def through(folder: Path, tasks: int) -> str:
+    """A range of no-ops by two workers to the last result, which `dctl` prints in task order."""
+    with cluster_of_none(folder) as cluster:
+        assert cluster.coordinator is not None
+        workers = [cluster.start_worker(name) for name in ("w1", "w2")]
+        cluster.wait_for_workers(2)
+        submit(cluster, ["noop", "--range", "1..2000", "--wait"])
+        pids = [cluster.coordinator.pid, *(worker.pid for worker in workers)]
+        before_mb, disk_before_mb = [rss_mb(pid) for pid in pids], journal_mb(cluster)
+        with Watcher(cluster, *pids) as watcher:
+            output = folder / "results"
+            arguments = ["noop", "--range", f"1..{tasks}", "--results", "-q"]
+            _, seconds, client_mb = submit(cluster, arguments, output=output)
+        assert sum(1 for _ in output.open("rb")) == tasks
+        memory = ", ".join(f"{was:.0f} -> {most:.0f}" for was, most in zip(before_mb, watcher.highest_mb, strict=True))
+        return (
+            f"| {tasks:,} no-ops to the last result | {tasks / seconds:,.0f} tasks/s | client {client_mb:.0f} MB; "
+            f"coordinator, worker, worker {memory} MB | {1e6 * (journal_mb(cluster) - disk_before_mb) / tasks:.0f} bytes "
+            f"of journal a task | {spread(watcher.calls_ms)} ms |"
+        )
+
+
 def _feed(write: int, tasks: int) -> None:
     with os.fdopen(write, "wb") as file:
         write_lines(file, tasks)
@@ -213,12 +246,13 @@ FORMS: Final[dict[str, Callable[[Path, int], Figures]]] = {
     "lines": by_lines,
     "pipe": by_pipe,
 }
+THROUGH: Final = "through"
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("forms", nargs="*", default=list(FORMS), metavar="FORM", help=", ".join(FORMS))
+    parser.add_argument("forms", nargs="*", default=list(FORMS), metavar="FORM", help=", ".join([*FORMS, THROUGH]))
     parser.add_argument("--tasks", type=int, default=10_000_000)
     parser.add_argument("--folder", type=Path, help="where the journal goes (default: the system's temporary folder)")
     arguments = parser.parse_args()
@@ -231,7 +265,10 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|")
     for form in arguments.forms:
         with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-            print(FORMS[form](Path(folder), arguments.tasks).row(), flush=True)
+            if form == THROUGH:
+                print(through(Path(folder), arguments.tasks), flush=True)
+            else:
+                print(FORMS[form](Path(folder), arguments.tasks).row(), flush=True)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ Owns nothing but a number; every call is the client's. Must not know messages or
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
-from districomp.client_results import Requeued, TaskResult, in_task_order
+from districomp.client_results import Requeued, TaskResult
+from districomp.client_shelf import in_task_order
 from districomp.documents import JobDocument
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
-"""What became of tasks, as a client sees it: the journal's rows unpacked, and put in task order.
+"""What became of tasks, as a client sees it: the journal's rows unpacked, and which of them stand.
 
-Owns `TaskResult` and the shelf of results that wait for an earlier one. Must not know connections.
+Owns `TaskResult` and `Ledger`. Must not know connections, nor in which order results are wanted (`client_shelf.py`).
 """
 
 import io
@@ -14,9 +14,6 @@ from districomp.errors import DistricompError, RemoteProtocolError
 from districomp.model import DONE, QUEUED, STATE_NAMES, Blob, Payload, payload_size, task_text
 from districomp.outcome import Outcome
 from districomp.wire import UNREADABLE
-
-SHELF_BYTES: Final = 32 * 1024 * 1024
-"""Results that wait for an earlier one are kept in memory up to this, then in a temporary file."""
 
 SWEPT: Final = 0x80
 """Marks a state in a ledger as taken by a sweep."""
@@ -247,96 +244,3 @@ def _read(body: bytes) -> Outcome:
         return _outcomes.decode(body)
     except UNREADABLE as error:
         raise RemoteProtocolError(f"the coordinator sent a row that cannot be read: {error}") from error
-
-
-def in_task_order(records: Iterable[TaskRecord | Requeued]) -> Iterator[TaskRecord]:
-    """The same records by index, each as soon as all before it have come; after a gap at the end of the input.
-
-    The last record of a task counts, until it is given out. What waits takes SHELF_BYTES of memory at most.
-    """
-    shelf = _Shelf()
-    following = 0
-    try:
-        for record in records:
-            if isinstance(record, Requeued):
-                shelf.drop(record.states)
-            elif record.index == following:
-                yield record
-                following += 1
-                while (waiting := shelf.take(following)) is not None:
-                    yield waiting
-                    following += 1
-            elif record.index > following:
-                shelf.put(record)
-        for index in shelf.indexes():
-            waiting = shelf.take(index)
-            assert waiting is not None
-            yield waiting
-    finally:
-        shelf.close()
-
-
-class _Shelf:
-    """Records by index, in memory while they are few, else in a temporary file (whose space is not reused)."""
-
-    def __init__(self) -> None:
-        self._held: dict[int, TaskRecord] = {}
-        self._held_bytes = 0
-        self._spilled: dict[int, tuple[int, int, int]] = {}
-        """By index: the record's start and size in the file, and its state."""
-        self._spool: IO[bytes] | None = None
-
-    def put(self, record: TaskRecord) -> None:
-        self._remove(record.index)
-        size = _memory_bytes(record)
-        if self._held_bytes + size <= SHELF_BYTES:
-            self._held[record.index] = record
-            self._held_bytes += size
-            return
-        if self._spool is None:
-            from tempfile import SpooledTemporaryFile
-
-            self._spool = SpooledTemporaryFile(max_size=1)  # noqa: SIM115 - closed by close()
-        start = self._spool.seek(0, io.SEEK_END)
-        body = msgspec.msgpack.encode(record)
-        self._spool.write(body)
-        self._spilled[record.index] = (start, len(body), record.state)
-
-    def take(self, index: int) -> TaskRecord | None:
-        record = self._held.pop(index, None)
-        if record is not None:
-            self._held_bytes -= _memory_bytes(record)
-            return record
-        place = self._spilled.pop(index, None)
-        if place is None or self._spool is None:
-            return None
-        start, size, _state = place
-        self._spool.seek(start)
-        return _record_decoder.decode(self._spool.read(size))
-
-    def drop(self, states: list[int]) -> None:
-        void = [index for index, record in self._held.items() if record.state in states]
-        void += [index for index, (_start, _size, state) in self._spilled.items() if state in states]
-        for index in void:
-            self._remove(index)
-
-    def _remove(self, index: int) -> None:
-        held = self._held.pop(index, None)
-        if held is not None:
-            self._held_bytes -= _memory_bytes(held)
-        self._spilled.pop(index, None)
-
-    def indexes(self) -> list[int]:
-        return sorted([*self._held, *self._spilled])
-
-    def close(self) -> None:
-        if self._spool is not None:
-            self._spool.close()
-
-
-_record_decoder: msgspec.msgpack.Decoder[TaskRecord] = msgspec.msgpack.Decoder(TaskRecord)
-
-
-def _memory_bytes(record: TaskRecord) -> int:
-    inline = record.payload if isinstance(record.payload, bytes) else b""
-    return 300 + len(inline) + len(record.stderr)

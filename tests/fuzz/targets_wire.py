@@ -16,7 +16,8 @@ from dcoord.core.view import job_document, status_document, worker_documents
 from dcoord.journal import Journal
 from districomp import documents, keys, wire
 from districomp.client import _document
-from districomp.client_results import Ledger, in_task_order, stderr_of
+from districomp.client_results import Ledger, stderr_of
+from districomp.client_shelf import in_task_order
 from districomp.errors import RemoteProtocolError, TrustError
 from districomp.messages import (
     GREETING_BYTES_MAX,

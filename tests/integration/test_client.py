@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 import districomp
-from districomp import client_pool, client_results
+from districomp import client_pool, client_results, client_shelf
 from districomp.client import Client
 from districomp.client_address import CONTROL_PORT, local_sockets, parse_address
 from districomp.client_items import FRAME_ITEMS_MAX, Lines
@@ -361,7 +361,7 @@ def test_a_failure_that_is_retried_while_it_waits_for_its_turn_is_not_a_result(l
 def test_results_that_wait_for_an_earlier_one_do_not_fill_the_memory(
     lab: Lab, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client_results, "SHELF_BYTES", 5_000)
+    monkeypatch.setattr(client_shelf, "SHELF_BYTES", 5_000)
     count = 200
     job = client.submit("d", items=[b"%d" % index for index in range(count)])
     shuffled = list(range(1, count))

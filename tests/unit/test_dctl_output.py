@@ -14,7 +14,8 @@ from dctl import output
 from dctl.output import Column
 from dctl.progress import summary
 from dctl.results import document
-from districomp.client_results import TaskRecord, TaskResult, ended_tasks, in_task_order
+from districomp.client_results import TaskRecord, TaskResult, ended_tasks
+from districomp.client_shelf import in_task_order
 from districomp.documents import Counts, JobDocument
 from districomp.model import CANCELLED, DONE, FAILED, QUEUED, Blob
 from districomp.outcome import Outcome

@@ -4,7 +4,8 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from districomp.client_results import Ledger, Requeued, TaskRecord, in_task_order, stderr_of
+from districomp.client_results import Ledger, Requeued, TaskRecord, stderr_of
+from districomp.client_shelf import in_task_order
 from districomp.model import CANCELLED, DONE, FAILED, QUEUED, SKIPPED
 from districomp.outcome import Outcome
 
