@@ -30,11 +30,11 @@ asyncio.run(main())
 
 
 class Machine:
-    """A network namespace, held open by a process that sleeps."""
+    """A network namespace, held open by a process that ends with this one."""
 
     def __init__(self, stack: ExitStack) -> None:
         self._stack = stack
-        keeper = stack.enter_context(ended_at_exit(["unshare", "-n", "sh", "-c", "echo up; exec sleep 600"]))
+        keeper = stack.enter_context(ended_at_exit(["unshare", "-n", "sh", "-c", "echo up; exec cat"]))
         assert keeper.stdout is not None
         assert keeper.stdout.readline() == "up\n"
         self.pid = keeper.pid
