@@ -5,6 +5,7 @@ from msgspec.structs import replace
 
 from dcoord.core.records import FrontierRecord, OutcomeRecord
 from districomp.messages import (
+    BATCH_TASKS,
     Ack,
     Assign,
     Cancel,
@@ -226,3 +227,15 @@ def test_at_max_fails_the_rest_is_cancelled() -> None:
     lab.report(1, lab.leases(1), "exit", exit_codes=[1])
     lab.report(1, lab.leases(1), "exit", exit_codes=[1])
     assert counts(lab, job) == {"failed": 2, "cancelled": 8}
+
+
+def test_however_many_may_run_once_and_are_unknown_each_row_is_a_batch() -> None:
+    lab = Lab()
+    lab.join(1, slots=3000)
+    job = lab.submit(3000, "once")
+    assert len(lab.leases(1)) == 3000
+    later = lab.restart()
+    later.advance(16.0)
+    rows = later.recorded(OutcomeRecord)
+    assert [len(row.outcome.indexes) for row in rows] == [BATCH_TASKS, BATCH_TASKS, 3000 - 2 * BATCH_TASKS]
+    assert counts(later, job) == {"failed": 3000}

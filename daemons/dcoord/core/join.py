@@ -15,7 +15,7 @@ from dcoord.core.reports import end_attempts, write_outcome
 from dcoord.core.rights import Principal
 from dcoord.core.task import Lease
 from districomp.errors import RemoteProtocolError
-from districomp.messages import PROTOCOL_VERSION, Ask, Has, HelloWorker, Inventory, Stop
+from districomp.messages import BATCH_TASKS, PROTOCOL_VERSION, Ask, Has, HelloWorker, Inventory, Stop
 from districomp.model import FAILED, QUEUED, RUNNING
 from districomp.outcome import Outcome
 from districomp.taskdef import Requires
@@ -249,18 +249,21 @@ def settle_doubt(core: "Core", *, nobody_was_here: bool) -> None:
 
 
 def _fail_unknown(core: "Core", job: Job, indexes: list[int]) -> None:
-    for index in indexes:
-        job.move(index, FAILED)
-    count = len(indexes)
-    outcome = Outcome(
-        job.id,
-        job.serial + 1,
-        "",
-        indexes,
-        states=[FAILED] * count,
-        attempts=[job.attempt_of(index) for index in indexes],
-        reasons=["outcome_unknown"] * count,
-        ended=[core.now] * count,
-    )
-    write_outcome(core, job, outcome)
+    """In rows of a batch each: there may be millions, and a row has to fit into a frame on its way to clients."""
+    for first in range(0, len(indexes), BATCH_TASKS):
+        batch = indexes[first : first + BATCH_TASKS]
+        count = len(batch)
+        outcome = Outcome(
+            job.id,
+            job.serial + 1,
+            "",
+            batch,
+            states=[FAILED] * count,
+            attempts=[job.attempt_of(index) for index in batch],
+            reasons=["outcome_unknown"] * count,
+            ended=[core.now] * count,
+        )
+        for index in batch:
+            job.move(index, FAILED)
+        write_outcome(core, job, outcome)
     core.after_outcome(job)
