@@ -1,18 +1,25 @@
-"""How many processes a second: the spawn server against `subprocess`, and against the bare system call.
+"""How many processes a second: the spawn server's ways against `subprocess`, against the bare system call, and against C.
 
-`python -m bench.spawn [--count N] [--at-once N]`. Each starts /bin/true with its standard output in a
-pipe, so many at once, and waits for it; interleaved, the median of the rounds counts.
+`python -m bench.spawn [--count N] [--at-once N]`. Each starts /bin/true with both its outputs in
+pipes, so many at once, and waits for it; interleaved, the median of the rounds counts. "passed": the descriptors go
+to the spawn server; "captured": it makes the pipes and reads them; "in a line": a slot has several requests in hand. Beside
+each rate the processor time of a process, its own and everybody's who has to do with it.
 """
 
 import argparse
 import asyncio
 import os
-import statistics
 import subprocess
+import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
-from dworker.runners.spawn import Ending, PlainSpawner, Request, Spawner, SpawnServer
+from bench import limit
+from bench.machine import summary
+from dworker.hold import AHEAD_MAX
+from dworker.runners.spawn import Ending, Lasts, PlainSpawner, Request, Returned, Spawner, SpawnServer
 
 PROGRAM = "/bin/true"
 
@@ -21,22 +28,23 @@ async def by_spawner(kind: type[SpawnServer] | type[PlainSpawner], count: int, a
     """Processes a second through one of the worker's spawners."""
     loop = asyncio.get_running_loop()
     done = loop.create_future()
-    outputs: dict[int, int] = {}
+    outputs: dict[int, tuple[int, int]] = {}
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     ended = 0
 
     def start(key: int) -> None:
-        reading, writing = os.pipe2(os.O_CLOEXEC)
-        outputs[key] = reading
-        fds = (os.dup(null), writing, os.dup(null))
+        out, out_theirs = os.pipe2(os.O_CLOEXEC)
+        err, err_theirs = os.pipe2(os.O_CLOEXEC)
+        outputs[key] = out, err
+        fds = (os.dup(null), out_theirs, err_theirs)
         spawner.spawn(key, Request("/", PROGRAM, ["true"], {"PATH": "/bin"}, fds))
 
     def on_end(key: int, ending: Ending) -> None:
         nonlocal ended
         ended += 1
-        reading = outputs.pop(key)
-        os.read(reading, 65536)
-        os.close(reading)
+        for reading in outputs.pop(key):
+            os.read(reading, 65536)
+            os.close(reading)
         if ended + at_once <= count:
             start(ended + at_once)
         elif ended == count:
@@ -50,6 +58,46 @@ async def by_spawner(kind: type[SpawnServer] | type[PlainSpawner], count: int, a
     rate = count / (time.perf_counter() - begun)
     await spawner.close()
     os.close(null)
+    return rate
+
+
+async def captured(count: int, at_once: int, in_hand: int) -> float:
+    """Processes a second through the spawn server, captured, so many of each slot in its hands."""
+    done = asyncio.get_running_loop().create_future()
+    ended = 0
+    waiting: list[tuple[int, int]] = []  # key, slot
+    slots: dict[int, int] = {}
+
+    def start(key: int, slot: int) -> None:
+        slots[key] = slot
+        request = Request("/", PROGRAM, ["true"], {"PATH": "/bin"}, (), captured=b"", slot=slot)
+        spawner.spawn(key, request)
+
+    def on_end(key: int, ending: Ending) -> None:
+        nonlocal ended
+        slot = slots.pop(key)
+        if isinstance(ending, Returned):
+            waiting.append((key, slot))
+            return
+        ended += 1
+        if ended + at_once * in_hand <= count:
+            start(ended + at_once * in_hand, slot)
+        elif ended == count:
+            done.set_result(None)
+        while waiting:
+            start(*waiting.pop())
+
+    def on_last(key: int, lasts: Lasts) -> None:
+        os.close(lasts.out_fd)
+        os.close(lasts.err_fd)
+
+    spawner = SpawnServer(on_end, None, on_last)
+    begun = time.perf_counter()
+    for key in range(1, at_once * in_hand + 1):
+        start(key, key % at_once)
+    await done
+    rate = count / (time.perf_counter() - begun)
+    await spawner.close()
     return rate
 
 
@@ -85,18 +133,34 @@ def main() -> None:
     parser.add_argument("--at-once", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
-    ways = {
+    ways: dict[str, Callable[[int, int], float]] = {
         "posix_spawn, bare": by_posix_spawn,
-        "spawn server": lambda count, at_once: asyncio.run(by_spawner(SpawnServer, count, at_once)),
+        "spawn server, captured, in a line": lambda count, at_once: asyncio.run(captured(count, at_once, AHEAD_MAX)),
+        "spawn server, captured": lambda count, at_once: asyncio.run(captured(count, at_once, 1)),
+        "spawn server, passed": lambda count, at_once: asyncio.run(by_spawner(SpawnServer, count, at_once)),
         "subprocess.Popen in the loop": lambda count, at_once: asyncio.run(by_spawner(PlainSpawner, count, at_once)),
         "subprocess.run in threads": by_run,
     }
+    with tempfile.TemporaryDirectory() as folder:
+        if limit.missing():
+            print(f"without the machine's limit: {limit.missing()}")
+        else:
+            program = limit.compiled(Path(folder))
+            ways["C, vfork and exec"] = lambda count, at_once: limit.run(program, PROGRAM, count, at_once)
+        measure(ways, given.count, given.at_once, given.rounds)
+
+
+def measure(ways: dict[str, Callable[[int, int], float]], count: int, at_once: int, rounds: int) -> None:
+    """Measure them in turn, and print."""
     rates: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(given.rounds):
+    used: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
         for name, way in ways.items():
-            rates[name].append(way(given.count, given.at_once))
+            before = sum(os.times()[:4])
+            rates[name].append(way(count, at_once))
+            used[name].append((sum(os.times()[:4]) - before) / count * 1e6)
     for name, values in rates.items():
-        print(f"{name:30} {statistics.median(values):8.0f} /s   (of {', '.join(f'{value:.0f}' for value in values)})")
+        print(f"{name:34} {summary(values)} /s, {summary(used[name])} us of a processor each")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 A coordinator (journal with synchronous=FULL), two one-slot workers found by mDNS and one client using the
 library, all on loopback, by TLS unless `--insecure` (side by side: `python -m bench.trust`). `noop`: a `stream` program that answers each line at once. `true`: /bin/true, a
-process each, its output captured. `latency`: one no-op at a time, from submission to result.
+process each, its output captured; before each run of it two programs in C vfork and exec as fast as the machine lets them. `latency`: one no-op at a time, from submission to result.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from bench import limit
 from bench.client import client_of
 from bench.machine import cpu_s, heading, rss_mb, summary
 from demo.cluster import Cluster
@@ -34,6 +35,36 @@ def throughput(client: Client, definition: str, tasks: int) -> float:
     seconds = time.perf_counter() - start
     assert count == tasks, f"{count} results of {tasks} tasks"
     return tasks / seconds
+
+
+def processes(client: Client, tasks: int, runs: int, folder: Path) -> tuple[list[float], list[float]]:
+    """Tasks a second of `true`, and the machine's limit just before each run; no limits without a compiler."""
+    program = None if limit.missing() else limit.compiled(folder)
+    rates, limits = [], []
+    for _ in range(runs):
+        if program is not None:
+            limits.append(limit.run(program, "/bin/true", tasks, 2))
+        rates.append(throughput(client, "true", tasks))
+    return rates, limits
+
+
+def print_rates(client: Client, coordinator: int, sizes: tuple[int, int], runs: int, folder: Path) -> None:
+    """The rows of no-ops and processes; `sizes`: tasks of each."""
+    for definition, tasks in zip(("noop", "true"), sizes, strict=True):
+        before = cpu_s(coordinator)
+        limits: list[float] = []
+        if definition == "true":
+            rates, limits = processes(client, tasks, runs, folder)
+        else:
+            rates = [throughput(client, definition, tasks) for _ in range(runs)]
+        used = cpu_s(coordinator) - before
+        print(f"| {definition}, {tasks:,} tasks | {summary(rates)} tasks/s |")
+        if limits:
+            print(f"| - two C programs, vfork + exec, in the same minute | {summary(limits)} /s |")
+            print(f"| - of that limit | {summary([a / b for a, b in zip(rates, limits, strict=True)], 2)} |")
+        elif definition == "true":
+            print(f"| - the machine's limit | {limit.missing()} |")
+        print(f"| - the coordinator's processor time | {1e6 * used / tasks / runs:.1f} us a task |")
 
 
 def latencies_ms(client: Client, runs: int) -> list[float]:
@@ -69,12 +100,7 @@ def main() -> None:
         print("|---|---|")
         with client_of(cluster, insecure=arguments.insecure) as client:
             throughput(client, "noop", 1000)
-            for definition, tasks in (("noop", arguments.noop), ("true", arguments.true)):
-                before = cpu_s(coordinator.pid)
-                rates = [throughput(client, definition, tasks) for _ in range(arguments.runs)]
-                used = cpu_s(coordinator.pid) - before
-                print(f"| {definition}, {tasks:,} tasks | {summary(rates)} tasks/s |")
-                print(f"| - the coordinator's processor time | {1e6 * used / tasks / arguments.runs:.1f} us a task |")
+            print_rates(client, coordinator.pid, (arguments.noop, arguments.true), arguments.runs, Path(folder))
             times = sorted(latencies_ms(client, arguments.latency))
             p99 = times[int(len(times) * 0.99)]
             print(f"| one no-op, median / p99 | {statistics.median(times):.2f} / {p99:.2f} ms |")

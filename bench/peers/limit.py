@@ -1,16 +1,12 @@
 """Not a system but the machine's limit: two programs in C that only vfork, exec and wait, in the same minutes."""
 
-import shutil
-import subprocess
 from collections.abc import Mapping
-from pathlib import Path
-from typing import ClassVar, Final
+from typing import ClassVar
 
+from bench import limit
 from bench.peers.base import Peer, PeerError, Place, Running
 from bench.peers.driver import PROGRAM, dispatch, serve
 from bench.peers.installation import Installation
-
-SOURCE: Final = Path(__file__).resolve().parents[1] / "spawn_limit.c"
 
 
 class Limit(Peer):
@@ -23,7 +19,7 @@ class Limit(Peer):
 
     def missing(self, there: Installation) -> str:
         """Without a compiler."""
-        return "" if shutil.which("gcc") else "not installed: gcc"
+        return limit.missing()
 
     def version(self, there: Installation) -> str:
         """It has none."""
@@ -31,11 +27,10 @@ class Limit(Peer):
 
     def start(self, place: Place) -> Running:
         """Compiled each time; that is quick."""
-        program = place.folder / "spawn_limit"
-        command = ["gcc", "-O2", "-Wall", str(SOURCE), "-o", str(program)]
-        done = subprocess.run(command, check=False, capture_output=True, text=True)
-        if done.returncode:
-            raise PeerError(f"{SOURCE.name} does not compile: {' | '.join(done.stderr.splitlines()[-3:])}")
+        try:
+            program = limit.compiled(place.folder)
+        except limit.LimitError as error:
+            raise PeerError(str(error)) from error
         return Running(place.drive(self, str(program)), [])
 
 
@@ -43,9 +38,7 @@ def drive(program: str, workers: str) -> None:
     """The client: so many of it side by side."""
 
     def run(tasks: int) -> None:
-        share = str(tasks // int(workers))
-        running = [subprocess.Popen([program, share, PROGRAM]) for _ in range(int(workers))]
-        assert not [process for process in running if process.wait()]
+        limit.run(program, PROGRAM, tasks, int(workers))
 
     serve({"true": run})
 

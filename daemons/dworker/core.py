@@ -66,12 +66,16 @@ HAND_BACK_S: Final = 5.0
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """What the core is told at its start. `first_serial`: above all that an earlier process of this worker used. `lacking`: why not."""
+    """What the core is told at its start. `first_serial`: above all that an earlier process of this worker used. `lacking`: why not.
+
+    `can_queue`: a slot takes processes that follow one another.
+    """
 
     slots: int
     first_serial: int
     isolation: tuple[str, ...] = ("none", "rlimit")
     lacking: dict[str, str] = {}
+    can_queue: bool = False
 
 
 class WorkerCore:
@@ -89,7 +93,7 @@ class WorkerCore:
         self._resetting = False
         self._exit_at: float | None = None
         self._exited = False
-        self._known = Known(settings.isolation, settings.lacking)
+        self._known = Known(settings.isolation, settings.lacking, can_queue=settings.can_queue)
         self._queue = Queue()
         self._seals = Seals()
         self._slots = [Slot(number) for number in range(settings.slots)]
@@ -320,9 +324,10 @@ class WorkerCore:
         slot = self._slots[event.slot]
         work = slot.work
         assert work is not None and event.leases
+        work.slowed()
         kept: list[tuple[int, int, int]] = []
         items: list[Item] = []
-        for lease, item in zip(event.leases, event.items, strict=True):
+        for place, lease in enumerate(event.leases):
             row = lease, *slot.hand.pop(lease)
             if slot.disowned:
                 continue
@@ -331,7 +336,7 @@ class WorkerCore:
                 self._fail_unstarted([(work, *row)], now, slot.stopping[lease], b"")
             else:
                 kept.append(row)
-                items.append(item)
+                items += event.items[place : place + 1]
         if kept:
             self._queue.put_back(work, kept, items)
         if not slot.hand:

@@ -48,6 +48,7 @@ from dworker.runners import limits
 from dworker.runners.command import CommandRunner
 from dworker.runners.environment import installed
 from dworker.runners.host import Host
+from dworker.runners.spawn import can_queue
 from dworker.runners.stream import StreamRunner
 from dworker.search import Search
 from dworker.trust import Trust, Ways
@@ -68,7 +69,9 @@ class Daemon:
         self._timer_at: float | None = None
         self._stopped: asyncio.Future[None] = loop.create_future()
         limits.raise_own()
-        self._core = WorkerCore(Settings(slots, time.time_ns() // 1000, limits.isolation(), limits.lacking()))
+        self._core = WorkerCore(
+            Settings(slots, time.time_ns() // 1000, limits.isolation(), limits.lacking(), can_queue())
+        )
         self._link = self._make_link(folder, slots, paths)
         self._cache = Cache(folder.path, self._link.grants)
         self._host = Host(folder.path, slots, self._cache, self.post)
@@ -206,6 +209,7 @@ class Daemon:
                 self._commands.stop(effect)
                 self._streams.stop(effect)
             case TakeBack():
+                self._commands.take_back(effect)
                 self._streams.take_back(effect)
             case Upload():
                 path = self._host.spooled[effect.lease]

@@ -55,12 +55,12 @@ class AttemptsEnded(Event):
 class TakenBack(Event):
     """The answer to the effect TakeBack: these attempts have not begun, and will not. No answer: there are none.
 
-    `items` are the tasks' data, as they would be in a StartAttempts.
+    Processes that were to follow one that lasts come back unasked. `items` are the tasks' data, as they would be in a StartAttempts.
     """
 
     slot: int
     leases: list[int]
-    items: list[Item]
+    items: list[Item]  # empty: no input
 
 
 class Uploaded(Event):
@@ -94,7 +94,8 @@ class SendMessage(Effect):
 
 
 class StartAttempts(Effect):
-    """Run these in a slot, in their order. More than one, or while others run there, only where one process takes many.
+    """Run these in a slot, in their order, after those that are in it. One process takes many, or they are processes that
+    follow one another.
 
     A task's params are `params` and, with a `matrix`, `taskdef.matrix_params` of its index.
     """

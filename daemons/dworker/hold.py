@@ -22,6 +22,10 @@ PIPELINE_S: Final = 0.02
 """How much work of one job such a slot has in hand: what cannot be recalled or go to another slot."""
 TAKE_BACK_S: Final = 0.05
 """When a slot's first attempt runs so long, or what the slot has in hand would take twice that, others get what waits behind it."""
+AHEAD_MAX: Final = 8
+"""The most attempts in the hand of a slot in which processes follow one another."""
+AHEAD_S: Final = 0.005
+"""How much work of one job such a slot has in hand. What follows one that takes longer comes back."""
 _MEMORY: Final = 0.8
 """Weight of the past in a job's mean attempt time."""
 
@@ -56,15 +60,29 @@ def has_lasting_process(spec: JobSpec, definition: Definition | None) -> bool:
         return False
 
 
+def may_follow(definition: Definition | None) -> bool:
+    """Whether a slot may have several processes of a definition in hand, one after another.
+
+    Not where a task must not begin twice: its lease is all that says whether it may have begun. Not where the slot has more to do
+    than to start a process.
+    """
+    if definition is None or definition.runner != "command":
+        return False
+    return definition.rerun != "never" and not {"sandbox", "cgroup"}.intersection(definition.isolation)
+
+
 class Work:
     """A job as this worker knows it.
 
-    `problem`: why its tasks cannot run here, '' if they can. `lasts`: one process takes many of them.
+    `problem`: why its tasks cannot run here, '' if they can. `lasts`: one process takes many of them. `follows`: a slot may
+    have several processes in hand.
     """
 
-    __slots__ = ("_mean_s", "_window", "definition", "held", "job", "lasts", "matrix", "numbers", "params", "problem")
+    __slots__ = (
+        "_mean_s", "_window", "definition", "follows", "held", "job", "lasts", "matrix", "numbers", "params", "problem",
+    )  # fmt: skip
 
-    def __init__(self, spec: JobSpec, definition: Definition | None, problem: str) -> None:
+    def __init__(self, spec: JobSpec, definition: Definition | None, problem: str, *, can_queue: bool = False) -> None:
         self.job = spec.job
         self.params: dict[str, Any] = spec.params
         self.numbers = spec.numbers
@@ -73,6 +91,7 @@ class Work:
         self.problem = problem
         self.held = 0
         self.lasts = has_lasting_process(spec, definition)
+        self.follows = can_queue and may_follow(definition)
         self._window = 1
         self._mean_s: float | None = None
 
@@ -83,12 +102,19 @@ class Work:
 
     def timed(self, count: int, busy_s: float) -> None:
         """Attempts of this job took so long; the window follows, growing at most twofold a step."""
-        if not self.lasts:
+        if not self.lasts and not self.follows:
             return
+        most, work_s = (PIPELINE_MAX, PIPELINE_S) if self.lasts else (AHEAD_MAX, AHEAD_S)
         mean = busy_s / count
         self._mean_s = mean if self._mean_s is None else _MEMORY * self._mean_s + (1 - _MEMORY) * mean
-        fitting = int(PIPELINE_S / self._mean_s) if self._mean_s * PIPELINE_MAX > PIPELINE_S else PIPELINE_MAX
+        fitting = int(work_s / self._mean_s) if self._mean_s * most > work_s else most
         self._window = max(1, min(fitting, 2 * self._window))
+
+    def slowed(self) -> None:
+        """One of them takes long and held others up; if they are processes, one at a time until they are short again."""
+        if self.follows:
+            self._mean_s = max(self._mean_s or 0.0, AHEAD_S)
+            self._window = 1
 
     def excess(self, hand: int, *, is_stuck: bool) -> int:
         """How many of a slot's attempts in hand others should have; the window follows. `is_stuck`: the first takes long."""
@@ -198,8 +224,8 @@ class Slot:
         """Every invariant."""
         assert bool(self.hand) == (self.work is not None), "a slot's job is not that of its hand"
         assert len(self.hand) <= PIPELINE_MAX, "a slot's hand is too large"
-        assert self.work is None or self.work.lasts or len(self.hand) == 1, (
-            "a slot whose process takes one task has two"
+        assert self.work is None or self.work.lasts or len(self.hand) <= (AHEAD_MAX if self.work.follows else 1), (
+            "a slot whose process takes one task has too many"
         )
         assert self.hand or not (self.disowned or self.stopping), "an empty slot is disowned, or stops something"
 

@@ -13,9 +13,10 @@ WORKS_MAX: Final = 10_000
 
 
 class Known:
-    """Definitions by digest and jobs by number. `isolation` and `lacking`: as in the core's settings."""
+    """Definitions by digest and jobs by number. `isolation`, `lacking` and `can_queue`: as in the core's settings."""
 
-    def __init__(self, isolation: tuple[str, ...], lacking: Mapping[str, str]) -> None:
+    def __init__(self, isolation: tuple[str, ...], lacking: Mapping[str, str], *, can_queue: bool = False) -> None:
+        self._can_queue = can_queue
         self._isolation = isolation
         self._lacking = lacking
         self._definitions: dict[str, Definition | None] = {}
@@ -38,7 +39,8 @@ class Known:
         if spec.definition not in self._definitions:
             return f"job {spec.job} uses a definition that was not sent"
         definition = self._definitions[spec.definition]
-        self._works[spec.job] = Work(spec, definition, problem(definition, self._isolation, self._lacking))
+        why_not = problem(definition, self._isolation, self._lacking)
+        self._works[spec.job] = Work(spec, definition, why_not, can_queue=self._can_queue)
         if len(self._works) > WORKS_MAX:
             idle = next((job for job, work in self._works.items() if not work.held and job != spec.job), None)
             if idle is not None:

@@ -111,3 +111,13 @@ def one_row(event: AttemptsEnded, place: int) -> AttemptsEnded:
         if column:
             setattr(row, name, [column[place]])
     return row
+
+
+def spooled_leases(acknowledged: list[Reports]) -> list[int]:
+    """Those of reports whose result lies in a file."""
+    return [
+        lease
+        for reports in acknowledged
+        for lease, result in zip(reports.leases, reports.results, strict=False)
+        if isinstance(result, Blob)
+    ]

@@ -35,11 +35,12 @@ discovery: {interfaces: [lo]}
 """
 TASK: Final = """\
 version: 1
-command: [sh, -c, 'cat; env; echo core=$(ulimit -c); echo "$COMPLAINT" >&2; exit CODE', sh, "ARGUMENT", "{word}"]
+command: [sh, -c, 'sleep 0.2; cat; env; echo core=$(ulimit -c); echo "$COMPLAINT" >&2; exit CODE', sh, "ARGUMENT", "{word}"]
 params: {word: {type: str}}
 env: {PLANTED: VARIABLE, COMPLAINT: ERROR}
 retries: {max: 0}
 """
+"""It sleeps so that whoever looks at command lines again and again meets its own."""
 LARGE_BYTES: Final = 100_000
 ARGUMENTS: Final = ("an argument of the definition", "a param")
 """What a definition's author puts into a command line is in that command's, and nowhere else."""

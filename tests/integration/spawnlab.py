@@ -7,8 +7,8 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-from dworker.runners.host import open_input
-from dworker.runners.spawn import Ending, Exit, Request, Spawner
+from dworker.runners.capture import open_input
+from dworker.runners.spawn import Ending, Exit, Lasts, Request, Spawner
 
 WAIT_S = 20.0
 PYTHON = [sys.executable, "-c"]
@@ -22,12 +22,26 @@ class Starter:
         self.ends: dict[int, Ending] = {}
         self.changed = asyncio.Event()
         self.outputs: dict[int, int] = {}
+        self.lasting: dict[int, Lasts] = {}
         self.spawner = kind(self.on_end)
 
     def on_end(self, key: int, ending: Ending) -> None:
         assert key not in self.ends, "told twice"
         self.ends[key] = ending
         self.changed.set()
+
+    def on_last(self, key: int, lasts: Lasts) -> None:
+        assert key not in self.ends
+        assert key not in self.lasting, "told twice"
+        self.lasting[key] = lasts
+        self.outputs[key] = lasts.out_fd
+        os.close(lasts.err_fd)
+        self.changed.set()
+
+    def capture(self, key: int, argv: list[str], data: bytes = b"", slot: int = -1, folder: str = "/") -> None:
+        """Start one whose output comes with its end."""
+        env = {"PATH": os.environ["PATH"], "HOME": folder, "TMPDIR": folder}
+        self.spawner.spawn(key, Request(folder, f"/bin/{argv[0]}", argv, env, (), captured=data, slot=slot))
 
     def start(self, key: int, argv: list[str], data: bytes = b"", folder: str = "/", program: str = "") -> None:
         env = {"PATH": os.environ["PATH"], "KEY": str(key), "HOME": folder, "TMPDIR": folder}

@@ -251,6 +251,7 @@ RUNS_BYTES: Final = {
 RUNS_TEXT: Final = {"eval", "exec", "compile", "__import__", "unpack_archive", "literal_eval"}
 OWN_PROCESSES: Final = {
     "dworker/runners/spawn.py", "dworker/runners/spawnd.py", "dworker/runners/interpreter.py", "dworker/runners/frames.py", "dworker/runners/launch.py",
+    "dworker/runners/replies.py",
 }  # fmt: skip
 """`marshal` between the worker and the processes that it starts; in `interpreter.py` a task's own code is run."""
 FETCHES: Final = {"urllib.request", "requests", "httpx", "aiohttp", "ftplib", "xmlrpc", "webbrowser"}

@@ -26,8 +26,8 @@ def over_the_wire(message: Message) -> Any:
 class Lab:
     """A core, the clock, and what it said."""
 
-    def __init__(self, slots: int = 2) -> None:
-        self.core = WorkerCore(Settings(slots=slots, first_serial=1000))
+    def __init__(self, slots: int = 2, *, can_queue: bool = False) -> None:
+        self.core = WorkerCore(Settings(slots=slots, first_serial=1000, can_queue=can_queue))
         self.now = 100.0
         self.sent: list[Any] = []
         self.effects: list[Effects] = []

@@ -1,49 +1,49 @@
 """The runner `command`: a process a task, in a folder and process group of its own.
 
-Standard input is a file, standard output and error are pipes. Nothing of a process that ends within
-a few milliseconds passes the event loop's poller: its pipes are read when its end is known, and only
-those of a process that lives longer are watched.
+Standard input is a file, standard output and error are pipes. What a process writes that ends within a few
+milliseconds comes with its end: no pipe, no timer and no descriptor of it exists in here. Only those of a process that
+lasts are watched. A slot may have several attempts in hand, in an order: each starts when the one before has ended, without
+us; if that one lasts they come back, not started, and go back to the core.
 """
 
 import asyncio
 import os
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from districomp.arguments import Arguments, ItemError, item_text
 from districomp.model import Blob, Item, item_content
 from dworker.cache import CacheError
-from dworker.events import AttemptsEnded, StartAttempts, StopAttempts
-from dworker.runners import environment, pipes, sandbox
-from dworker.runners.host import KILL_S, Host, open_input
+from dworker.events import AttemptsEnded, StartAttempts, StopAttempts, TakeBack, TakenBack
+from dworker.runners import environment, sandbox
+from dworker.runners.capture import open_input
+from dworker.runners.host import KILL_S, Host
 from dworker.runners.output import Output, Tail
 from dworker.runners.plan import Plan, Plans
-from dworker.runners.spawn import Ending, Exit, NotStarted, Request
+from dworker.runners.spawn import Ending, Exit, Lasts, NotStarted, Request, Returned, can_queue
 from dworker.runners.trees import KILL
-
-WATCH_S: Final = 0.005
-"""A process that lives longer has its pipes watched: until then they take 64 KiB by themselves."""
 
 
 class Attempt:
-    """One task in its slot. `verdict`: why we ended it, '' if we did not."""
+    """One task in its slot. `verdict`: why we ended it, '' if we did not. `output` and `errors`: of a process that lasts."""
 
     __slots__ = (
         "arguments", "attempt", "ended", "errors", "fetch", "folder", "index", "item", "item_file", "job", "key", "lease", "output",
         "plan", "slot", "started", "timers", "verdict",
     )  # fmt: skip
 
-    def __init__(self, plan: Plan, arguments: Arguments, effect: StartAttempts) -> None:
+    def __init__(self, plan: Plan, arguments: Arguments, effect: StartAttempts, place: int) -> None:
         self.plan = plan
         self.arguments = arguments
         self.slot = effect.slot
         self.job = effect.job
-        self.lease = effect.leases[0]
-        self.index = effect.indexes[0]
-        self.attempt = effect.attempts[0] if effect.attempts else 1
-        self.item: Item | None = effect.items[0] if effect.items else None
+        self.lease = effect.leases[place]
+        self.index = effect.indexes[place]
+        self.attempt = effect.attempts[place] if effect.attempts else 1
+        self.item: Item | None = effect.items[place] if effect.items else None
         self.item_file: Path | None = None
         self.folder = ""
         self.key = 0
@@ -57,29 +57,33 @@ class Attempt:
 
 
 class CommandRunner:
-    """Runs the attempts of `command` definitions, one a slot."""
+    """Runs the attempts of `command` definitions, one at a time in each slot."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        self._attempts: dict[int, Attempt] = {}  # slot -> attempt
+        self._attempts: dict[int, Attempt] = {}  # lease -> attempt
         self._plans = Plans()
+        self._back: dict[int, list[Attempt]] = {}  # slot -> those to be told of
+        self._can_queue = can_queue()
 
     def start(self, effect: StartAttempts) -> None:
-        """Run one attempt in a free slot; answered by AttemptsEnded."""
-        assert len(effect.leases) == 1
-        assert effect.slot not in self._attempts
+        """Run attempts in a slot after those that are in it; each is answered by AttemptsEnded or TakenBack."""
+        for place in range(len(effect.leases)):
+            self._start(effect, place)
+
+    def _start(self, effect: StartAttempts, place: int) -> None:
         try:
             plan = self._plans.get(effect)
-            arguments = plan.arguments(effect.indexes[0])
+            arguments = plan.arguments(effect.indexes[place])
         except Exception as error:  # noqa: BLE001 -- a definition that nobody checked must not end the worker
             why = f"The definition cannot be run on this worker: {error}."
             event = AttemptsEnded(
-                effect.slot, effect.leases, [self._host.now()], ["not_started"], stderr=[why.encode()]
+                effect.slot, [effect.leases[place]], [self._host.now()], ["not_started"], stderr=[why.encode()]
             )
             self._host.loop.call_soon(self._host.post, event)
             return
-        attempt = Attempt(plan, arguments, effect)
-        self._attempts[attempt.slot] = attempt
+        attempt = Attempt(plan, arguments, effect, place)
+        self._attempts[attempt.lease] = attempt
         if plan.definition.bundle and plan.bundle is None:
             plan.bundle = self._host.cache.bundle(plan.definition.bundle)
         large = attempt.item is not None and isinstance(item_content(attempt.item), Blob)
@@ -89,10 +93,19 @@ class CommandRunner:
             self._launch(attempt)
 
     def stop(self, effect: StopAttempts) -> None:
-        """End an attempt: TERM, KILL later."""
-        attempt = self._attempts.get(effect.slot)
-        if attempt is not None and attempt.lease in effect.leases:
-            self._end(attempt, effect.reason)
+        """End attempts: TERM, KILL later."""
+        for lease in effect.leases:
+            attempt = self._attempts.get(lease)
+            if attempt is not None and attempt.slot == effect.slot:
+                self._end(attempt, effect.reason)
+
+    def take_back(self, effect: TakeBack) -> None:
+        """Take back what is not ready to begin; the rest comes back by itself if it cannot begin soon."""
+        for lease in effect.leases:
+            attempt = self._attempts.get(lease)
+            if attempt is not None and attempt.slot == effect.slot and attempt.fetch is not None:
+                attempt.fetch.cancel()
+                self._give_back(attempt)
 
     # ---- before the process ----
 
@@ -126,20 +139,26 @@ class CommandRunner:
             if not program:
                 self._not_started(attempt, environment.not_installed(argv[0], path))
                 return
-            request = host.isolated(
-                Request(attempt.folder, program, argv, env, ()), definition, plan.bundle, lambda: self._open(attempt)
-            )
+            request = self._request(attempt, Request(attempt.folder, program, argv, env, ()))
         except ItemError as error:
             self._not_started(attempt, f"The item cannot be an argument of the command: {error}.")
             return
         except OSError as error:
             self._not_started(attempt, f"The task could not be started on this worker: {error}.")
             return
-        attempt.started = host.now()
-        attempt.key = host.start(request, lambda ending: self._ended(attempt, ending))
-        attempt.timers.append(host.loop.call_later(WATCH_S, self._watch, attempt))
-        if definition.limits.time_s is not None:
-            attempt.timers.append(host.loop.call_later(definition.limits.time_s, self._end, attempt, "timeout"))
+        attempt.key = host.start(request, partial(self._ended, attempt), partial(self._lasts, attempt))
+
+    def _request(self, attempt: Attempt, plain: Request) -> Request:
+        """The process as its definition has it, and its input. OSError leaves nothing open."""
+        content = b"" if attempt.item is None else item_content(attempt.item)
+        slot = attempt.slot if self._can_queue else -1
+        if isinstance(content, Blob):
+            file = attempt.item_file
+            assert file is not None
+            request, fds = plain._replace(captured=True, slot=slot), lambda: (open_input(file),)
+            return self._host.isolated(request, attempt.plan.definition, attempt.plan.bundle, fds)
+        request = plain._replace(captured=content, slot=slot)
+        return self._host.isolated(request, attempt.plan.definition, attempt.plan.bundle, lambda: ())
 
     def _text(self, attempt: Attempt) -> str | None:
         """The text of `{item}`, if an argument wants it."""
@@ -151,32 +170,18 @@ class CommandRunner:
             return item_text(attempt.item_file.read_bytes())
         return item_text(attempt.item)
 
-    def _open(self, attempt: Attempt) -> tuple[int, int, int]:
-        """The three descriptors of the process; our ends of its pipes in the attempt. OSError closes all."""
-        host = self._host
-        opened: list[int] = []
-        try:
-            content = b"" if attempt.item is None else item_content(attempt.item)
-            data = attempt.item_file if isinstance(content, Blob) else content
-            assert data is not None
-            opened.append(open_input(data))
-            opened += pipes.reading()
-            opened += pipes.reading()
-        except OSError:
-            for fd in opened:
-                os.close(fd)
-            raise
-        stdin, out, out_theirs, err, err_theirs = opened
-        attempt.output = Output(
-            host.loop,
-            out,
-            host.spool_path,
-            host.spoolers,
-            bytes_max=attempt.plan.definition.limits.result_bytes,
-            on_over=lambda: self._end(attempt, "result_too_large"),
-        )
-        attempt.errors = Tail(host.loop, err)
-        return stdin, out_theirs, err_theirs
+    def _give_back(self, attempt: Attempt) -> None:
+        """It has not begun. Those of a slot come one after another: they are told of at once, in their order."""
+        self._clean(attempt)
+        back = self._back.setdefault(attempt.slot, [])
+        back.append(attempt)
+        if len(back) == 1:
+            self._host.loop.call_soon(self._tell_back, attempt.slot)
+
+    def _tell_back(self, slot: int) -> None:
+        back = self._back.pop(slot)
+        items = [attempt.item for attempt in back if attempt.item is not None]
+        self._host.post(TakenBack(slot, [attempt.lease for attempt in back], items))
 
     def _not_started(self, attempt: Attempt, why: str) -> None:
         columns: dict[str, list[Any]] = {"reasons": [attempt.verdict or "not_started"], "stderr": [why.encode()]}
@@ -184,14 +189,29 @@ class CommandRunner:
 
     # ---- while it runs ----
 
-    def _watch(self, attempt: Attempt) -> None:
-        if attempt.output is not None and attempt.errors is not None:
-            attempt.output.watch()
-            attempt.errors.watch()
+    def _lasts(self, attempt: Attempt, lasts: Lasts) -> None:
+        """It runs for a while: read what it writes, and see to its time."""
+        host, limits = self._host, attempt.plan.definition.limits
+        attempt.started = lasts.started
+        attempt.output = Output(
+            host.loop,
+            lasts.out_fd,
+            host.spool_path,
+            host.spoolers,
+            bytes_max=limits.result_bytes,
+            on_over=lambda: self._end(attempt, "result_too_large"),
+            head=lasts.out,
+        )
+        attempt.errors = Tail(host.loop, lasts.err_fd, lasts.err)
+        attempt.output.watch()
+        attempt.errors.watch()
+        if limits.time_s is not None:
+            left_s = max(0.0, lasts.started + limits.time_s - host.now())
+            attempt.timers.append(host.loop.call_later(left_s, self._end, attempt, "timeout"))
 
     def _end(self, attempt: Attempt, verdict: str) -> None:
         """End it; the first verdict stands."""
-        if attempt.verdict or self._attempts.get(attempt.slot) is not attempt:
+        if attempt.verdict or self._attempts.get(attempt.lease) is not attempt:
             return
         attempt.verdict = verdict
         if attempt.fetch is not None:
@@ -209,9 +229,18 @@ class CommandRunner:
         attempt.ended = self._host.now()
         for timer in attempt.timers:
             timer.cancel()
-        assert attempt.output is not None and attempt.errors is not None
-        result = attempt.output.finish()
-        attempt.errors.drain()
+        if isinstance(ending, Returned) and not attempt.verdict:
+            self._give_back(attempt)
+            return
+        result: bytes | asyncio.Future[Blob] = b""
+        if attempt.output is not None and attempt.errors is not None:
+            result = attempt.output.finish()
+            attempt.errors.drain()
+        elif isinstance(ending, Exit) and ending.said is not None:
+            attempt.started, attempt.ended, result, _ = ending.said
+            bytes_max = attempt.plan.definition.limits.result_bytes
+            if bytes_max is not None and len(result) > bytes_max:
+                attempt.verdict = attempt.verdict or "result_too_large"
         if isinstance(result, bytes):
             self._judge(attempt, ending, result)
         else:
@@ -229,17 +258,19 @@ class CommandRunner:
 
     def _judge(self, attempt: Attempt, ending: Ending, result: bytes | Blob) -> None:
         """Why it ended, and the columns of its report."""
-        assert attempt.output is not None and attempt.errors is not None
+        stderr = attempt.errors.text() if attempt.errors is not None else b""
         if isinstance(ending, NotStarted):
             attempt.started = None
             program = attempt.plan.definition.argv[0]
             if ending.errno:
                 why = environment.why_not_started(ending.errno, ending.text, program)
             else:
-                why = sandbox.why_not_started(attempt.errors.text(), program)
+                why = sandbox.why_not_started(stderr or ending.err, program)
             self._finish(attempt, {"reasons": [attempt.verdict or "not_started"], "stderr": [why.encode()]})
             return
-        columns: dict[str, list[Any]] = {"stderr": [attempt.errors.text()]}
+        if isinstance(ending, Exit) and ending.said is not None:
+            stderr = ending.said.err
+        columns: dict[str, list[Any]] = {"stderr": [stderr]}
         if not isinstance(ending, Exit):
             columns["reasons"] = [attempt.verdict or "worker_stopped"]
             self._finish(attempt, columns)
@@ -255,19 +286,23 @@ class CommandRunner:
         else:
             columns["results"] = [result]
             if isinstance(result, Blob):
-                assert attempt.output.path is not None
+                assert attempt.output is not None and attempt.output.path is not None
                 self._host.spooled[attempt.lease] = attempt.output.path
         self._finish(attempt, columns)
 
     def _finish(self, attempt: Attempt, columns: dict[str, list[Any]]) -> None:
         """Clean up and tell the core."""
+        self._clean(attempt)
+        ended = attempt.ended or self._host.now()
+        self._host.post(AttemptsEnded(attempt.slot, [attempt.lease], [ended], started=[attempt.started], **columns))
+
+    def _clean(self, attempt: Attempt) -> None:
+        """Nothing of it is left here but what it reports."""
         host = self._host
-        del self._attempts[attempt.slot]
+        del self._attempts[attempt.lease]
         if attempt.folder:
             host.folders.remove(attempt.folder)
         if attempt.item_file is not None:
             attempt.item_file.unlink(missing_ok=True)
         if attempt.output is not None and attempt.lease not in host.spooled:
             attempt.output.discard()
-        ended = attempt.ended or host.now()
-        host.post(AttemptsEnded(attempt.slot, [attempt.lease], [ended], started=[attempt.started], **columns))

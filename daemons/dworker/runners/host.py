@@ -8,7 +8,6 @@ import contextlib
 import errno
 import logging
 import os
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,14 +19,13 @@ from dworker.cache import Bundle, Cache
 from dworker.events import Events
 from dworker.runners import cgroups, environment, landlock, sandbox
 from dworker.runners.folders import Folders, emptied
-from dworker.runners.spawn import Ending, Exit, Request, make_spawner
+from dworker.runners.spawn import Ending, Exit, Lasts, Request, make_spawner
 from dworker.runners.trees import KILL
 
 log = logging.getLogger(__name__)
 
 KILL_S: Final = 10.0
 """Between TERM and KILL."""
-_READ: Final = os.O_RDONLY | getattr(os, "O_BINARY", 0)
 STRAYS_S: Final = 5.0
 """A process that was killed takes this long to die at most; whoever it belonged to has ended then in any case."""
 _CLEAR_S: Final = 0.002
@@ -54,20 +52,25 @@ class Host:
         """lease -> the file of a result that is too large for a report."""
         self._keys = 0
         self._ends: dict[int, Callable[[Ending], None]] = {}
+        self._lasting: dict[int, Callable[[Lasts], None]] = {}
         self._grouped: dict[int, cgroups.Group] = {}
         self.sandbox = sandbox.find()
         self.groups = cgroups.find()
-        self._spawner = make_spawner(self._ended, make_guard(root, self.groups))
+        self._spawner = make_spawner(self._ended, self._lasts, make_guard(root, self.groups))
 
     @staticmethod
     def now() -> float:
         """The core's clock."""
         return time.monotonic()
 
-    def start(self, request: Request, on_end: Callable[[Ending], None]) -> int:
-        """Start a process; its key for `kill`. `on_end` is called once, never before this returns."""
+    def start(
+        self, request: Request, on_end: Callable[[Ending], None], on_last: Callable[[Lasts], None] | None = None
+    ) -> int:
+        """Start a process; its key for `kill`. `on_end` is called once, never before this returns; `on_last` if it is captured."""
         self._keys += 1
         self._ends[self._keys] = on_end
+        if on_last is not None:
+            self._lasting[self._keys] = on_last
         if request.group is not None:
             self._grouped[self._keys] = request.group
         self._spawner.spawn(self._keys, request)
@@ -78,7 +81,7 @@ class Host:
         request: Request,
         definition: Definition,
         bundle: Bundle | None,
-        open_fds: Callable[[], tuple[int, int, int]],
+        open_fds: Callable[[], tuple[int, ...]],
     ) -> Request:
         """A process as its definition's isolation has it, its descriptors opened. OSError leaves nothing."""
         with contextlib.ExitStack() as undo:
@@ -140,7 +143,11 @@ class Host:
         self.lookers.shutdown(wait=False, cancel_futures=True)
         self.cleaners.shutdown(wait=False)
 
+    def _lasts(self, key: int, lasts: Lasts) -> None:
+        self._lasting[key](lasts)
+
     def _ended(self, key: int, ending: Ending) -> None:
+        self._lasting.pop(key, None)
         group = self._grouped.get(key)
         if group is None:
             self._ends.pop(key)(ending)
@@ -158,7 +165,7 @@ class Host:
             over, cpu_s, memory_bytes = group.usage()
             cpu_s = ending.cpu_s if cpu_s is None else cpu_s
             memory_bytes = ending.memory_bytes if memory_bytes is None else memory_bytes
-            ending = Exit(ending.status, cpu_s, memory_bytes, over if ending.status else "")
+            ending = ending._replace(cpu_s=cpu_s, memory_bytes=memory_bytes, over=over if ending.status else "")
         assert self.groups is not None
         self.groups.discard(group)
         self._ends.pop(key)(ending)
@@ -177,24 +184,3 @@ def make_guard(root: Path, groups: cgroups.Tree | None) -> landlock.Guard | None
     hidden += [root.parent / "dcoord", root.parent / "client"]
     limits = [] if groups is None else [groups.base]
     return landlock.Guard(hidden, readable=[root / "bundles", *limits])
-
-
-def open_input(data: bytes | Path) -> int:
-    """A descriptor from which a process reads this: never a pipe, so that nobody waits for one who does not read."""
-    if isinstance(data, Path):
-        return os.open(data, _READ)
-    if not data:
-        return os.open(os.devnull, _READ)
-    if sys.platform == "linux" and hasattr(os, "memfd_create"):
-        fd = os.memfd_create("stdin")
-    else:
-        import tempfile
-
-        # It has no name, or loses it when its last descriptor is closed (Windows).
-        with tempfile.TemporaryFile(buffering=0) as file:
-            fd = os.dup(file.fileno())
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
-    os.lseek(fd, 0, os.SEEK_SET)
-    return fd

@@ -15,6 +15,7 @@ LOOK_AGAIN_S = 0.02
 """After a process was found without an environment."""
 ENVIRON_BYTES_MAX = 4 * 1024 * 1024
 LISTING_BYTES = 4096
+KILL_ALL_S = 60.0
 
 
 class Orphans:
@@ -86,8 +87,7 @@ class Orphans:
         self.doubts.clear()
 
     def kill_all(self) -> None:
-        """Nothing that we have started runs: kill every child."""
-        self._left.clear()
+        """Nothing that we have started runs: kill every child. Theirs come to us when something may run again."""
         self.doubts.clear()
         kill_children()
 
@@ -138,6 +138,24 @@ def kill_children() -> None:
             os.kill(pid, signal.SIGKILL)
         except OSError:
             pass
+
+
+def kill_all(groups: Iterable[int]) -> None:
+    """Kill process groups, then what descends from us until nothing is left."""
+    for pid in groups:
+        try:
+            os.killpg(pid, signal.SIGKILL)
+        except OSError:
+            pass
+    end = time.monotonic() + KILL_ALL_S
+    while time.monotonic() < end:
+        kill_children()
+        try:
+            while os.waitpid(-1, os.WNOHANG) != (0, 0):
+                pass
+        except ChildProcessError:
+            return
+        time.sleep(0.005)
 
 
 def children() -> list[int]:

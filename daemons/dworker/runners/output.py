@@ -23,14 +23,17 @@ _SLACK: Final = 2 * STDERR_TAIL_BYTES
 
 
 class Tail:
-    """The last 64 KiB that come out of a pipe. Reads only when told: `watch` from then on, or `drain` at the end."""
+    """The last 64 KiB that come out of a pipe. Reads only when told: `watch` from then on, or `drain` at the end.
+
+    `head`: what was read of it already.
+    """
 
     __slots__ = ("_bytes", "_fd", "_loop", "_watching")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, fd: int) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, fd: int, head: bytes = b"") -> None:
         self._loop = loop
         self._fd = fd
-        self._bytes = bytearray()
+        self._bytes = bytearray(head)
         self._watching = False
 
     def watch(self) -> None:
@@ -72,7 +75,10 @@ class Tail:
 
 
 class Output:
-    """A process' standard output. `new_path` names a file for a large result; `on_over` is called once when it passes `bytes_max`."""
+    """A process' standard output. `new_path` names a file for a large result; `on_over` is called once when it passes `bytes_max`.
+
+    `head`: what was read of it already.
+    """
 
     __slots__ = (
         "_executor", "_fd", "_head", "_loop", "_new_path", "_on_over", "_over", "_process_ended", "_spool", "_watching",
@@ -88,6 +94,7 @@ class Output:
         *,
         bytes_max: int | None,
         on_over: Callable[[], None],
+        head: bytes = b"",
     ) -> None:
         self._loop = loop
         self._fd = fd
@@ -101,6 +108,8 @@ class Output:
         self._spool: asyncio.Future[Blob] | None = None
         self._process_ended: threading.Event | None = None
         self.bytes_max = bytes_max
+        if head:
+            self._add(head)
 
     def watch(self) -> None:
         """Read as it comes."""
@@ -132,6 +141,10 @@ class Output:
         if not data:
             self._close()
             return False
+        self._add(data)
+        return True
+
+    def _add(self, data: bytes) -> None:
         self._head += data
         if self.bytes_max is not None and len(self._head) > self.bytes_max:
             self._exceed()
@@ -142,7 +155,6 @@ class Output:
             self._spool = self._loop.run_in_executor(
                 self._executor, self._spool_rest, fd, self.path, self._process_ended
             )
-        return True
 
     def _exceed(self) -> None:
         if not self._over:

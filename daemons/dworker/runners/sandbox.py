@@ -69,7 +69,7 @@ class Sandbox:
         fd = _handed_over(arguments)
         # Found along PATH again, within: so it has the name that it has without a sandbox.
         argv = ["bwrap", "--", *request.argv]
-        return Request(request.folder, self._program, argv, known_by, (*request.fds, fd), is_boxed=True)
+        return request._replace(program=self._program, argv=argv, env=known_by, fds=(*request.fds, fd), is_boxed=True)
 
     def _arguments(self, folder: str, shown: list[str], *, network: bool) -> list[str]:
         arguments = [*_NAMESPACES, *([] if network else ["--unshare-net"]), *_FRESH, *self._binds]

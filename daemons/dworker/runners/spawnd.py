@@ -6,11 +6,19 @@ because a start must not wait for anything else.
 
 Requests and replies are frames: 4 bytes of length (native order), then a `marshal` of a tuple; both
 sides are the same interpreter and trust each other. Requests:
-    ("spawn", key, folder, program, argv, env, boxed, grouped)  with three descriptors (0, 1, 2) by SCM_RIGHTS, in order
-    ("kill", key, signal)                                       to the process group
-    ("guard",)                                                  with a descriptor of a Landlock ruleset
+    ("spawn", key, slot, folder, program, argv, env, captured, boxed, grouped)  with descriptors by SCM_RIGHTS, in order
+    ("kill", key, signal)                                                       to the process group
+    ("guard",)                                                                  with a descriptor of a Landlock ruleset
 Replies, several to a frame, each a tuple:
-    ("pid", key, pid) ("failed", key, errno, text) ("exited", key, status, cpu_s, memory_bytes)
+    ("pid", key, pid) ("lasts", key, pid, since, out, err) ("returned", key)
+    ("failed", key, errno, text, err) ("exited", key, status, cpu_s, memory_bytes, [since, ended, out, err])
+
+The descriptors are the process' 0, 1 and 2, unless it is captured: then that is the content of its standard input, or True and
+the one descriptor of it. What it writes is read here and comes with its end. If it lasts, the worker gets the
+reading ends of its pipes (two descriptors with "lasts"), and what was read of them before.
+
+In a slot (-1: none) one process runs at a time, and a few requests may wait for the one before: so the next starts
+without asking the worker. If that one lasts, they are returned: not started, and somebody else may have them.
 
 A process that ends takes its process group with it. This process is the reaper of all that descends
 from it, so what left the group or session becomes our child when its parent ends. It is known by what it
@@ -43,16 +51,23 @@ import time
 from collections.abc import Callable
 
 from dworker.runners.box import Box, is_our_child
+from dworker.runners.capture import Capture
 from dworker.runners.launch import DEFAULT_SIGNALS, failure, start, start_in_group
-from dworker.runners.orphans import LOOK_AGAIN_S, Orphans, kill_children, own_tokens, tokens_of
+from dworker.runners.lines import Lines
+from dworker.runners.orphans import LOOK_AGAIN_S, Orphans, kill_all, own_tokens, tokens_of
 from dworker.runners.prctl import become_reaper, hide, restrict
+from dworker.runners.replies import LENGTH, Replies
 
-PID_S = 0.005
-"""A reply that only names a pid waits so long for company: most tasks of a batch have ended by then."""
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+LASTS_S = 0.005
+"""Who runs this long has its pipes read by the worker: until then they take 64 KiB by themselves."""
+CAPTURES_MAX = 100
+"""So many at most are held here at once: the worker may have more files open."""
 RECEIVE_BYTES = 256 * 1024
 FDS_MAX = 253  # SCM_MAX_FD
-KILL_ALL_S = 60.0
-_LENGTH = struct.Struct("=I")
 
 
 class Starter:
@@ -83,10 +98,9 @@ class Server:
         self.boxes: dict[int, Box] = {}  # pid of a bubblewrap
         self.doubts: dict[int, int] = {}  # pid -> a descriptor for `failure`
         self.insides: dict[int, tuple[int, int, float, int]] = {}  # pid -> key, status and usage of its bubblewrap
-        self.replies: list[tuple[object, ...]] = []
-        self.unsent = bytearray()
-        self.urgent = False
-        self.reply_at: float | None = None
+        self.captures: dict[int, Capture] = {}  # by key, in the order of their starts
+        self.lines = Lines()  # of arguments of `begin`
+        self.replies = Replies(self.socket)
         self.starter: Starter | None = None  # the thread that serves; None: the main thread
         self.starters: dict[int, Starter] = {}  # pid -> the thread that has started it
         self.ruleset = -1  # for the next thread
@@ -166,10 +180,7 @@ class Server:
         """Until the worker is gone, or a ruleset is there for the next thread."""
         socket_fd = self.socket.fileno()
         while self.handle():
-            wait_ms = None if self.reply_at is None else max(0.0, self.reply_at - time.monotonic()) * 1000
-            if self.orphans.doubts:
-                wait_ms = min(LOOK_AGAIN_S * 1000, LOOK_AGAIN_S * 1000 if wait_ms is None else wait_ms)
-            for fd, _ in self.poll.poll(wait_ms):
+            for fd, _ in self.poll.poll(self.wait_ms()):
                 if fd == self.wakeup:
                     os.read(fd, 4096)
                 elif fd == socket_fd and not self.receive():
@@ -177,7 +188,19 @@ class Server:
             if not self.handle():
                 return
             self.reap()
-            self.flush()
+            self.hand_over()
+            self.replies.flush()
+
+    def wait_ms(self) -> float | None:
+        """How long nothing is to be done unless something happens."""
+        at = self.replies.due
+        if self.captures:
+            lasts = next(iter(self.captures.values())).since + LASTS_S
+            at = lasts if at is None else min(at, lasts)
+        wait_s = None if at is None else max(0.0, at - time.monotonic())
+        if self.orphans.doubts:
+            wait_s = LOOK_AGAIN_S if wait_s is None else min(LOOK_AGAIN_S, wait_s)
+        return None if wait_s is None else wait_s * 1000
 
     def receive(self) -> bool:
         """Take in requests; False when the worker is gone."""
@@ -196,7 +219,7 @@ class Server:
         buffer += data
         start = 0
         while len(buffer) - start >= 4:
-            (size,) = _LENGTH.unpack_from(buffer, start)
+            (size,) = LENGTH.unpack_from(buffer, start)
             if len(buffer) - start - 4 < size:
                 break
             self.requests.append(marshal.loads(memoryview(buffer)[start + 4 : start + 4 + size]))
@@ -218,30 +241,67 @@ class Server:
         self.requests.clear()
         return True
 
-    def spawn(  # noqa: PLR0917 -- a request, as it comes
-        self, key: int, folder: str, program: str, argv: list[str], env: dict[str, str], boxed: bool, grouped: bool
-    ) -> None:
-        """Start one process; its descriptors are the next three, one more if it is boxed, and one more if it is grouped."""
-        count = 3 + boxed + grouped
+    def spawn(self, key: int, slot: int, *process: "Any") -> None:
+        """Start one process, or have it wait for the one in its slot."""
+        captured, boxed, grouped = process[-3:]
+        count = (3 if captured is None else captured is True) + boxed + grouped
         fds, self.fds = self.fds[:count], self.fds[count:]
-        group = fds[-1] if grouped else -1
+        request = (key, slot, *process, fds)
+        running = self.lines.running(slot)
+        if running is None:
+            self.begin(*request)
+        elif running in self.captures:
+            self.lines.add(slot, request)
+        else:
+            self.give_back(request)
+
+    def begin(  # noqa: PLR0917 -- a request, as it comes
+        self,
+        key: int,
+        slot: int,
+        folder: str,
+        program: str,
+        argv: list[str],
+        env: dict[str, str],
+        captured: bytes | bool | None,
+        boxed: bool,
+        grouped: bool,
+        fds: list[int],
+    ) -> None:
+        """Start one process; its descriptors are the first three, one more if it is boxed, and one more if it is grouped."""
+        capture = None
         try:
+            if captured is not None:
+                capture = Capture(time.monotonic())
+                fds[:0] = capture.open(captured if isinstance(captured, bytes) else None, fds)
+            group = fds[-1] if grouped else -1
             if boxed:
                 pid = self.start_boxed(folder, program, argv, env, fds, group)
             else:
                 pid = self.start(folder, program, argv, env, fds[:3], group)
         except (OSError, ValueError) as error:
-            code = getattr(error, "errno", None) or errno.EINVAL
-            self.replies.append(("failed", key, code, str(error)))
-            self.urgent = True
+            if capture is not None:
+                capture.close()
+            self.replies.soon("failed", key, getattr(error, "errno", None) or errno.EINVAL, str(error), b"")
+            self.lines.failed(slot)
         else:
             self.pids[key] = pid
             self.keys[pid] = key
+            self.lines.begun(key, slot)
             tokens = self.tokens[pid] = own_tokens(folder, env)
             self.orphans.spare(tokens)
-            self.replies.append(("pid", key, pid))
+            if capture is not None:
+                self.captures[key] = capture
+            else:
+                self.replies.later("pid", key, pid)
         for fd in fds:
             os.close(fd)
+
+    def give_back(self, request: "tuple[Any, ...]") -> None:
+        """One that has not begun, and shall not here."""
+        for fd in request[-1]:
+            os.close(fd)
+        self.replies.soon("returned", request[0])
 
     def start(  # noqa: PLR0917 -- as above
         self, folder: str, program: str, argv: list[str], env: dict[str, str], fds: list[int], group: int
@@ -295,6 +355,9 @@ class Server:
         """Signal a task's process group; nothing happens if it has ended."""
         pid = self.pids.get(key)
         if pid is None:
+            waiting = self.lines.withdraw(key)
+            if waiting is not None:
+                self.give_back(waiting)
             return
         group, box = pid, self.boxes.get(pid)
         if box is not None and number != signal.SIGKILL:
@@ -312,6 +375,12 @@ class Server:
     # ---- ends ----
 
     def reap(self) -> None:
+        """Collect whatever has ended, kill what it leaves behind, and start what waited for it."""
+        self.collect()
+        while (request := self.lines.following()) is not None:
+            self.begin(*request)
+
+    def collect(self) -> None:
         """Collect whatever has ended, and kill what it leaves behind."""
         count = 0
         while True:
@@ -364,54 +433,45 @@ class Server:
                 os.kill(box.inside, signal.SIGKILL)
                 return
         if refusal is not None:
-            self.replies.append(("failed", key, *refusal))
-            self.urgent = True
+            self.tell(key, -1, cpu_s, memory, refusal)
             return
         self.tell(key, status, cpu_s, memory)
 
-    def tell(self, key: int, status: int, cpu_s: float, memory: int) -> None:
-        """A process and all that belongs to it has ended. Status -1: a bubblewrap that could not start its command."""
-        self.replies.append(("failed", key, 0, "") if status == -1 else ("exited", key, status, cpu_s, memory))
-        self.urgent = True
+    def tell(self, key: int, status: int, cpu_s: float, memory: int, refusal: tuple[int, str] = (0, "")) -> None:
+        """A process and all that belongs to it has ended. Status -1: it has not become its program; `refusal` or its sandbox says why."""
+        reply = self.replies.soon if self.lines.ended(key) else self.replies.later
+        said: tuple[float, float, bytes, bytes] | tuple[()] = ()
+        capture = self.captures.get(key)
+        if capture is not None:
+            out, err, more = capture.read()
+            if more:
+                self.pass_on(key, 0, out, err)
+            else:
+                said = capture.since, time.monotonic(), out, err
+                del self.captures[key]
+                capture.close()
+        if status == -1:
+            reply("failed", key, *refusal, said[3] if said else b"")
+        else:
+            reply("exited", key, status, cpu_s, memory, *said)
 
-    def flush(self) -> None:
-        """Send replies when there are urgent ones, or when the others have waited long enough."""
-        if self.replies:
-            now = time.monotonic()
-            if self.urgent or (self.reply_at is not None and now >= self.reply_at):
-                body = marshal.dumps(self.replies)
-                self.unsent += _LENGTH.pack(len(body)) + body
-                self.replies, self.urgent, self.reply_at = [], False, None
-            elif self.reply_at is None:
-                self.reply_at = now + PID_S
-        while self.unsent:
-            try:
-                del self.unsent[: self.socket.send(self.unsent)]
-            except BlockingIOError:
-                # The worker is behind by a whole socket buffer: wait for it alone.
-                waiting = select.poll()
-                waiting.register(self.socket.fileno(), select.POLLOUT)
-                waiting.poll(1000)
-            except OSError:
-                self.unsent.clear()
+    # ---- what lasts ----
 
+    def hand_over(self) -> None:
+        """Have the worker read what those write that run for a while, and take back what waits for them."""
+        while self.captures:
+            key, capture = next(iter(self.captures.items()))
+            if time.monotonic() < capture.since + LASTS_S and len(self.captures) <= CAPTURES_MAX:
+                return
+            self.pass_on(key, self.pids.get(key, 0), b"", b"")
+            for request in self.lines.waiting_for(key):
+                self.give_back(request)
 
-def kill_all(server: Server) -> None:
-    """The worker is gone: kill what descends from us until nothing is left."""
-    for pid in server.keys:
-        try:
-            os.killpg(pid, signal.SIGKILL)
-        except OSError:
-            pass
-    end = time.monotonic() + KILL_ALL_S
-    while time.monotonic() < end:
-        kill_children()
-        try:
-            while os.waitpid(-1, os.WNOHANG) != (0, 0):
-                pass
-        except ChildProcessError:
-            return
-        time.sleep(0.005)
+    def pass_on(self, key: int, pid: int, out: bytes, err: bytes) -> None:
+        """Give the worker our ends of a process' pipes, and what was read of them already."""
+        capture = self.captures.pop(key)
+        self.replies.with_descriptors((capture.out, capture.err), "lasts", key, pid, capture.since, out, err)
+        capture.close()
 
 
 def main(fd: int) -> None:
@@ -425,4 +485,4 @@ def main(fd: int) -> None:
     try:
         server.run()
     finally:
-        kill_all(server)
+        kill_all(server.keys)
