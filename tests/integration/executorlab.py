@@ -66,8 +66,9 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ExecutorLab]:
 @pytest.fixture
 def executor(lab: ExecutorLab) -> Iterator[Executor]:
     """A test's own."""
-    with lab.executor() as executor:
-        yield executor
+    executor = lab.executor()
+    yield executor
+    executor.shutdown(cancel_futures=True)  # a test that failed left calls that never end
 
 
 @pytest.fixture

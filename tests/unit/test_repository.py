@@ -59,6 +59,18 @@ def test_every_dependency_has_its_reason() -> None:
     assert not [name for name in to_run + to_develop if name not in names]
 
 
+OPTIONAL = {"daemons/districomp/joblib_backend.py": "joblib"}
+"""Modules that nothing of ours imports, each with what whoever does so has: it is for him that they are there."""
+
+
+def test_nothing_of_ours_imports_what_is_optional() -> None:
+    modules = {path.removeprefix("daemons/").removesuffix(".py").replace("/", ".") for path in OPTIONAL}
+    for path in FILES:
+        if path.parts[0] in ("daemons", "demo") and path.suffix == ".py":
+            found = [name for _, name in imports(ast.parse(text_of(path)))]
+            assert not [name for name in found if any(f"{name}.".startswith(f"{one}.") for one in modules)], path
+
+
 def test_programs_import_only_what_is_installed_with_them() -> None:
     """What another tool happens to bring along would be missing on a user's machine."""
     to_run = {locked_name(name) for name in asked_for()[0]} | {"ifaddr"}  # zeroconf's own, and typed by it
@@ -69,6 +81,7 @@ def test_programs_import_only_what_is_installed_with_them() -> None:
             for line, name in imports(ast.parse(text_of(path))):
                 top = name.split(".")[0]
                 is_ours = top in sys.stdlib_module_names or top in (*ARROWS, "demo")
+                is_ours = is_ours or OPTIONAL.get(str(path)) == top
                 if not is_ours and not {locked_name(one) for one in brought_by.get(top, ["?"])} & to_run:
                     strangers.append(f"{path}:{line}: {name}")
     assert not strangers
