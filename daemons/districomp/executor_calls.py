@@ -18,8 +18,9 @@ from districomp.errors import DistricompError
 DEFINITION: Final = "callable"
 PYTHON: Final = f"{sys.implementation.name}-{sys.version_info[0]}.{sys.version_info[1]}"
 """What has to be the same on both sides: the bytecode of functions sent by value is of one minor version alone."""
-SHARED_BYTES_MAX: Final = 256 * 1024
-"""A pickled function above this is sent with the calls, several calls an item, instead of once a job."""
+SHARED_BYTES_MAX: Final = 64 * 1024
+"""A pickled function above this is sent with the calls, several calls an item, instead of once a job: the coordinator keeps
+the params of every job in memory."""
 
 MARK: Final = b"districomp-exception: "
 _BARE: Final = frozenset((int, float, str, bytes, bool, complex, type(None)))
