@@ -2,7 +2,7 @@
 
 YAML 1.2 core meaning (`no` is a text, `0755` is refused because it means 493 to some readers and 755
 to others), without what makes YAML dangerous or surprising: no anchors, aliases, tags, duplicate
-keys or second documents; 1 MiB, 32 levels. `yamltree` reads the text, this module gives it a type:
+keys or second documents; 256 KiB, 32 levels. `yamltree` reads the text, this module gives it a type:
 
 - the keys of a Struct are those of its fields (`msgspec.field(name=...)` renames), nothing else;
 - `Annotated[T, Meta(extra={"parse": f, "what": "a size"})]` reads a scalar's text by `f` (ValueError: a problem).

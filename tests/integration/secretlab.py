@@ -35,7 +35,7 @@ discovery: {interfaces: [lo]}
 """
 TASK: Final = """\
 version: 1
-command: [sh, -c, 'sleep 0.2; cat; env; echo core=$(ulimit -c); echo "$COMPLAINT" >&2; exit CODE', sh, "ARGUMENT", "{word}"]
+command: [sh, -c, 'cat; env; echo core=$(ulimit -c); echo "$COMPLAINT" >&2; until [ -e SEEN ]; do sleep .05; done; exit CODE', sh, "ARGUMENT", "{word}"]
 params: {word: {type: str}}
 env: {PLANTED: VARIABLE, COMPLAINT: ERROR}
 retries: {max: 0}
@@ -126,18 +126,19 @@ class CommandLines(threading.Thread):
                     with contextlib.suppress(OSError):
                         self.seen.add((process / "cmdline").read_bytes())
 
-    def stop(self) -> set[bytes]:
-        """All that there were."""
+    def stop(self) -> None:
+        """No more than were seen."""
         self._done.set()
         self.join(BOUND_S)
-        return self.seen
 
 
 class SecretCluster(Cluster):
     """A coordinator and workers that log all they can, under a umask that takes nothing away, with secrets everywhere."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, lines: CommandLines) -> None:
         super().__init__(folder, SETTINGS)
+        self.lines = lines
+        """Every command line of the machine while it ran."""
         # A traceback of every thread when it is killed by SIGABRT.
         self.environment |= {"PYTHONFAULTHANDLER": "1"}
         self.secrets = Secrets()
@@ -146,8 +147,6 @@ class SecretCluster(Cluster):
         """What programs printed, by what they are."""
         self.plain: dict[str, bytes] = {}
         """What the plain port answered, by what was asked."""
-        self.command_lines: set[bytes] = set()
-        """Every one of the machine while it ran."""
         self.running: dict[int, bytes] = {}
         """Our daemons' at its end."""
         self._define("leaks", "0")
@@ -156,7 +155,11 @@ class SecretCluster(Cluster):
         self.data = self.secrets.new("the data of a task")
 
     def _define(self, name: str, code: str) -> None:
-        text = TASK.replace("CODE", code).replace("ERROR", self.secrets.new("what a task wrote to standard error"))
+        text = (
+            TASK.replace("CODE", code)
+            .replace("SEEN", str(self.folder / "seen"))
+            .replace("ERROR", self.secrets.new("what a task wrote to standard error"))
+        )
         text = text.replace("ARGUMENT", self.secrets.new("an argument of the definition"))
         text = text.replace("VARIABLE", self.secrets.new("a variable of the definition"))
         (self.folder / f"config/tasks.d/{name}.yaml").write_text(text)
@@ -192,7 +195,12 @@ class SecretCluster(Cluster):
         """Jobs with small and large data, good and failing; the number of the last."""
         params = {"word": self.param}
         with Client(self.socket) as client:
-            client.submit("leaks", params=params, data=self.data).wait(BOUND_S)
+            first = client.submit("leaks", params=params, data=self.data)
+            # It runs until its command line was seen.
+            seen = sorted(ARGUMENTS)
+            self.wait_for(lambda: any(self.secrets.seen_in(line) == seen for line in self.lines.seen.copy()), "task")
+            (self.folder / "seen").touch()
+            first.wait(BOUND_S)
             large = self.data.encode() + os.urandom(LARGE_BYTES)
             for result in client.submit("leaks", params=params, data=large).results(timeout=BOUND_S):
                 assert self.data.encode() in result.read()

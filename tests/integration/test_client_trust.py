@@ -194,12 +194,17 @@ def test_it_is_found_by_mdns_when_it_has_moved(joined: TrustLab, state: Path) ->
     host, port = joined.where
     what = Advertisement(joined.cluster, "lab", host, port, interfaces=["lo"])
     advertising = subprocess.Popen(
-        [sys.executable, "-m", "dcoord.advertise"], stdin=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(DAEMONS)}
+        [sys.executable, "-m", "dcoord.advertise"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(DAEMONS)},
     )
     try:
         assert advertising.stdin is not None
+        assert advertising.stdout is not None
         advertising.stdin.write(msgspec.json.encode(what) + b"\n")
         advertising.stdin.flush()
+        assert advertising.stdout.readline() == b"registered\n"
         assert status_of().name == "lab"
     finally:
         advertising.communicate(timeout=BOUND_S)

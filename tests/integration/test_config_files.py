@@ -68,5 +68,5 @@ def test_the_file_of_the_configuration_folder_is_read(tmp_path: Path) -> None:
     assert load_coordinator(None, paths).lease_s == 3.0
     assert load_worker(None, paths, {}).slots == 7
     (tmp_path / "dworker.yaml").write_bytes(b"#" * (2 * 1024 * 1024))
-    with pytest.raises(ConfigError, match="1,048,576 are allowed"):
+    with pytest.raises(ConfigError, match="262,144 are allowed"):
         load_worker(None, paths, {})
