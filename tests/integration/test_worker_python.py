@@ -373,7 +373,7 @@ async def test_many_short_tasks_travel_in_batches(lab: Lab) -> None:
 
 @in_lab
 async def test_answers_of_a_crowd_are_read_together(lab: Lab) -> None:
-    """Each answer is a write of its own; the worker must not wake up for each."""
+    """Answers come a few at a time; the worker must not wake up for each."""
     worker = await lab.join(slots=1)
     code = "import time\ndef run(data):\n    end = time.perf_counter() + 2e-4\n    while time.perf_counter() < end: pass\n    return data\n"
     job = lab.define(**function(lab, code))
@@ -383,6 +383,62 @@ async def test_answers_of_a_crowd_are_read_together(lab: Lab) -> None:
     waits = switches(worker.pid) - before
     print(f"{waits} waits")
     assert waits < 3000 * 0.6
+
+
+@in_lab
+async def test_short_tasks_cost_the_interpreter_no_system_call_each(lab: Lab) -> None:
+    await lab.join(slots=1)
+    code = "def run(data):\n    if not data: return b''\n    with open('/proc/self/io') as file: return file.read()\n"
+    job = lab.define(**function(lab, code))
+    rows = await lab.ended(lab.assign(job, [b"count", *[b""] * 3000, b"count"]))
+    counts = [dict(line.split(": ") for line in bytes(row.result).decode().splitlines()) for row in (rows[0], rows[-1])]  # type: ignore[arg-type]
+    writes, reads = (int(counts[1][name]) - int(counts[0][name]) for name in ("syscw", "syscr"))
+    print(f"{writes} writes, {reads} reads for 3,000 tasks")
+    assert 0 < writes < 1000
+    assert 0 < reads < 1000
+
+
+@in_lab
+async def test_who_is_killed_again_and_again_runs_nothing_twice(lab: Lab) -> None:
+    """What was answered and not written when the interpreter died is known, and the right one is to blame."""
+    log = lab.folder / "mine" / "log"
+    log.parent.mkdir()
+    await lab.join(slots=1)
+    code = (
+        f"import os\nfd = os.open({str(log)!r}, os.O_WRONLY | os.O_APPEND | os.O_CREAT)\n"
+        "def run(data):\n"
+        "    os.write(fd, data + b'\\n')\n"
+        "    if data.endswith(b'bad'): os.kill(os.getpid(), 9)\n"
+        "    return data\n"
+    )
+    job = lab.define(rerun="never", **function(lab, code))
+    places = [3, 4, 40, 333, 777, 1400]
+    items: list[Any] = [b"%d" % number + (b"bad" if number in places else b"") for number in range(1500)]
+    rows = await lab.ended(lab.assign(job, items))
+    assert [place for place, row in enumerate(rows) if row.reason == "signal"] == places
+    assert [row.result for row in rows if row.reason == "done"] == [item for item in items if not item.endswith(b"bad")]
+    assert {row.attempt for row in rows} == {1}
+    assert log.read_bytes().split() == items
+
+
+@in_lab
+async def test_a_short_task_before_a_long_one_is_told_at_once(lab: Lab) -> None:
+    """The interpreter has answered it, read the long one with it, and so not written the answer."""
+    await lab.join(slots=1)
+    code = (
+        "import sys, time\n"
+        "def run(data):\n"
+        "    if data == b'long': time.sleep(1000)\n"
+        "    return repr(sorted(name for name in __import__('os').listdir() if name != 'main.py' and name != 'data.txt'))\n"
+    )
+    job = lab.define(**function(lab, code, limits=Limits(time_s=1.5)))
+    rows = await lab.ended(lab.assign(job, [b"short"] * 1000 + [b"long"] + [b"short"] * 10))
+    assert [row.reason for row in rows] == ["done"] * 1000 + ["timeout"] + ["done"] * 10
+    assert {row.result for row in rows if row.reason == "done"} == {b"[]"}, "the shelf has lost its name"
+    before, long = rows[999:1001]
+    assert long.started is not None
+    assert before.ended < long.ended - 1, "not when the long one ended"
+    assert long.ended - long.started > 1.4
 
 
 def switches(pid: int) -> int:

@@ -12,6 +12,7 @@ from dworker.runners import interpreter
 from dworker.runners.frames import RESULT_BYTES_MAX, Frames, result_bytes_max
 from dworker.runners.framing import Answer, FramingError, Waiting
 from dworker.runners.interpreter import HEADER
+from dworker.runners.shelf import Untold
 
 
 def frame(kind: int, body: bytes = b"", code: int = 0) -> bytes:
@@ -104,6 +105,52 @@ def test_whatever_is_written_is_an_answer_or_an_error(data: bytes) -> None:
         assert str(error)
     else:
         assert len(leases) == len(results)
+
+
+@given(st.data())
+def test_what_is_overheard_counts_once(data: st.DataObject) -> None:
+    """Answers lie in the shelf, then in the pipe; looked at in between, at whatever moment."""
+    count = data.draw(st.integers(1, 30))
+    framing = asked(count)
+    frames = [frame(interpreter.RESULT, b"%d" % number) for number in range(count)]
+    heard: list[tuple[int, bytes]] = []
+    written, pipe = 0, b""
+    for number in range(1, count + 1):
+        if number < count and data.draw(st.booleans()):
+            heard += zip(*framing.overhear(Untold(number, written, b"".join(frames[written:number])))[:2], strict=True)
+        if number == count or data.draw(st.booleans()):
+            # A look in the middle of a flush: some is in the pipe already, the shelf does not say so yet.
+            pipe += b"".join(frames[written:number])
+            size = data.draw(st.integers(0, len(pipe)))
+            heard += zip(*framing.receive(pipe[:size])[:2], strict=True)
+            pipe = pipe[size:]
+            heard += zip(*framing.overhear(Untold(number, written, b"".join(frames[written:number])))[:2], strict=True)
+            written = number
+    heard += zip(*framing.receive(pipe)[:2], strict=True)
+    heard += zip(*framing.overhear(Untold(count, written, b""))[:2], strict=True)
+    assert heard == [(100 + number, b"%d" % number) for number in range(count)]
+
+
+def test_the_task_in_hand_is_spared() -> None:
+    framing = asked(5)
+    frames = [frame(interpreter.RESULT, b"%d" % number) for number in range(3)]
+    assert framing.overhear(Untold(3, 0, b"".join(frames)), spare_newest=True)[0] == [100, 101]
+    assert framing.overhear(Untold(2, 0, b"".join(frames)))[0] == [], "more answers than tasks begun"
+    assert framing.overhear(Untold(3, 4, frame(interpreter.RESULT)))[0] == [], "the pipe comes first"
+    assert framing.overhear(Untold(3, 0, b"".join(frames)))[0] == [102]
+    assert framing.receive(b"".join(frames) + frame(interpreter.RESULT))[0] == [103]
+
+
+@given(st.integers(0, 2**64 - 1), st.integers(0, 2**44), st.binary(max_size=100))
+def test_whatever_lies_in_the_shelf_is_an_answer_or_an_error(begun: int, written: int, data: bytes) -> None:
+    framing = asked(5, 50)
+    try:
+        leases, results, failures = framing.overhear(Untold(begun, written, data))
+    except FramingError as error:
+        assert str(error)
+    else:
+        assert len(leases) == len(results)
+        assert len(leases) + len(failures) <= begun
 
 
 def test_it_goes_on_after_thousands() -> None:

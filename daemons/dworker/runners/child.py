@@ -19,6 +19,7 @@ from dworker.runners import environment, pipes, sandbox
 from dworker.runners.framing import Answers, Framing, FramingError, Waiting
 from dworker.runners.host import KILL_S, Host
 from dworker.runners.output import READ_BYTES, Tail
+from dworker.runners.shelf import Shelf
 from dworker.runners.spawn import Ending, Exit, NotStarted, Request
 from dworker.runners.trees import KILL
 
@@ -30,8 +31,8 @@ DEAF_S: Final = 1.0
 CROWD: Final = 16
 """With so many in hand answers are quick: they are not read one by one, but GATHER_S after the last read."""
 GATHER_S: Final = 0.001
-
-
+LOOK_MAX_S: Final = 0.1
+"""Between two looks at a process' shelf while a task takes long: GATHER_S at first, then twice as long each time."""
 _DEAF: Final = "The program closed its standard input before it had read all items."
 
 
@@ -40,6 +41,7 @@ class Launch(NamedTuple):
 
     request: Request
     bundle: Bundle | None
+    shelf: Shelf | None
 
 
 class Child:
@@ -75,6 +77,9 @@ class Child:
         self._unsent = bytearray()
         self._writing = False
         self._gathering: asyncio.TimerHandle | None = None
+        self._shelf: Shelf | None = None
+        self._looking: asyncio.TimerHandle | None = None
+        self._look_s = GATHER_S
         self._clock: asyncio.TimerHandle | None = None
         self._killer: asyncio.TimerHandle | None = None
 
@@ -175,7 +180,7 @@ class Child:
             self._give_up(str(error))
             return
         self._starting = None
-        self._framing = self._make_framing()
+        self._framing, self._shelf = self._make_framing(), launch.shelf
         self._key = self._host.start(request, self._ended)
         pipes.add_reader(self._host.loop, self._stdout, self._heard)
         # Nothing is ever to be read there: it wakes us when the other end is closed.
@@ -188,7 +193,7 @@ class Child:
 
     def _open(self) -> tuple[int, int, int]:
         """The process' three descriptors; our ends of its pipes are kept. OSError leaves none open."""
-        stdin, self._stdin, self._stdout, stdout_theirs, stderr, stderr_theirs = _open_pipes()
+        stdin, self._stdin, self._stdout, stdout_theirs, stderr, stderr_theirs = pipes.opened()
         self._errors = Tail(self._host.loop, stderr)
         return stdin, stdout_theirs, stderr_theirs
 
@@ -233,15 +238,16 @@ class Child:
         for _ in range(DRAIN_READS):
             if self._stdout < 0 or not self._readable():
                 break
+        self._take_untold()
         assert self._errors is not None
         self._errors.drain()
         self._key = 0
         self._close_stdin()
         self._close_stdout()
-        for timer in (self._clock, self._killer):
+        for timer in (self._clock, self._killer, self._looking):
             if timer is not None:
                 timer.cancel()
-        self._clock = self._killer = None
+        self._clock = self._killer = self._looking = self._shelf = None
         self._unsent.clear()
         if self._launch is not None:
             self._host.folders.remove(self._launch.request.folder)
@@ -301,6 +307,7 @@ class Child:
         self._unsent += self._framing.encode(batch)
         if not self._writing:
             self._writable()
+        self._watch_shelf()
 
     def _writable(self) -> None:
         try:
@@ -352,17 +359,51 @@ class Child:
             return False
         if self._verdict is not None:
             return True  # too late, or it cannot be trusted any more
+        self._hear(lambda: self._framing.receive(data))
+        self._watch_shelf()
+        return True
+
+    def _hear(self, answers: Callable[[], Answers], *, is_last: bool = False) -> None:
         try:
-            self._take(self._framing.receive(data))
+            self._take(answers())
         except FramingError as error:
             self._take(error.before)
+            if not is_last:
+                self._take_untold(spare_newest=True)
             if self._hand:
                 self._verdict = error.reason, str(error)
             else:
                 self._accused = str(error)
                 self._close_stdin()
             self._end()
-        return True
+
+    # ---- what it has answered and not written: only an interpreter has any ----
+
+    def _take_untold(self, *, spare_newest: bool = False) -> None:
+        """It is gone, or will be: nothing more of it will come by the pipe."""
+        shelf = self._shelf
+        if shelf is not None and self._verdict is None:
+            self._hear(lambda: self._framing.overhear(shelf.look(), spare_newest=spare_newest), is_last=True)
+
+    def _watch_shelf(self) -> None:
+        """Something went there or came from there: look soon. One task alone is never behind another."""
+        if self._shelf is None or len(self._hand) < 2 or not self._key:
+            return
+        if self._looking is not None and self._look_s > GATHER_S:
+            self._looking.cancel()
+            self._looking = None
+        if self._looking is None:
+            self._look_s = GATHER_S
+            self._looking = self._host.loop.call_later(GATHER_S, self._look)
+
+    def _look(self) -> None:
+        self._looking = None
+        if self._shelf is None or len(self._hand) < 2 or self._verdict is not None:
+            return
+        if (untold := self._shelf.settled()) is not None:
+            self._hear(lambda: self._framing.overhear(untold))
+        self._look_s = min(2 * self._look_s, LOOK_MAX_S)
+        self._looking = self._host.loop.call_later(self._look_s, self._look)
 
     def _take(self, answers: Answers) -> None:
         leases, results, failures = answers
@@ -457,18 +498,3 @@ class Child:
             pipes.remove_reader(self._host.loop, self._stdout)
             os.close(self._stdout)
             self._stdout = -1
-
-
-def _open_pipes() -> tuple[int, int, int, int, int, int]:
-    """Standard input, theirs and ours; output, ours and theirs; error, ours and theirs. OSError leaves none open."""
-    opened: list[int] = []
-    try:
-        opened += pipes.writing()
-        opened += pipes.reading()
-        opened += pipes.reading()
-    except OSError:
-        for fd in opened:
-            os.close(fd)
-        raise
-    stdin, stdin_ours, stdout, stdout_theirs, stderr, stderr_theirs = opened
-    return stdin, stdin_ours, stdout, stdout_theirs, stderr, stderr_theirs

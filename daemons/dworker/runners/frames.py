@@ -6,6 +6,7 @@ from typing import Any, Final
 from dworker.runners import interpreter
 from dworker.runners.framing import LINE_BYTES_MAX, Answer, Answers, FramingError, Waiting, newest_within
 from dworker.runners.interpreter import HEADER
+from dworker.runners.shelf import Untold
 
 RESULT_BYTES_MAX: Final = LINE_BYTES_MAX
 _SLACK_BYTES: Final = interpreter.SAID_BYTES
@@ -39,6 +40,8 @@ class Frames:
         self._wanted = HEADER.size
         self._unanswered: list[int] = []
         self._first = 0
+        self._answered = 0
+        self._ahead = 0  # so many answers were overheard, and are still to be received
         self._params: dict[str, Any] = {}
         self.may_end = False
 
@@ -74,21 +77,45 @@ class Frames:
                 return [], [], []
             data = bytes(self._partial)
             self._partial.clear()
-        leases: list[int] = []
-        results: list[bytes] = []
-        failures: list[Answer] = []
-        start, self._wanted = 0, HEADER.size
-        while len(data) - start >= HEADER.size:
+        answers: Answers = [], [], []
+        used, self._ahead, self._wanted = self._parse(data, answers, self._ahead, len(data))
+        self._partial += data[used:]
+        return answers
+
+    def overhear(self, untold: Untold, *, spare_newest: bool = False) -> Answers:
+        """See Framing."""
+        answers: Answers = [], [], []
+        known = self._answered - untold.written
+        most = untold.begun - spare_newest - self._answered
+        if known >= 0 and most > 0:  # else some that come before these are still in the pipe
+            before = self._answered
+            self._parse(untold.frames, answers, known, most)
+            self._ahead += self._answered - before
+        return answers
+
+    def _parse(self, data: bytes, answers: Answers, known: int, most: int) -> tuple[int, int, int]:
+        """Add up to `most` answers to `answers`, the first `known` passed over.
+
+        How many bytes these were, how many are still to be passed over, how many bytes the next one has at least.
+        """
+        leases, results, failures = answers
+        start, wanted = 0, HEADER.size
+        while len(data) - start >= HEADER.size and most:
             kind, code, size = HEADER.unpack_from(data, start)
-            fault = self._fault(kind, size)
+            fault = self._fault(kind, size, is_known=known > 0)
             if fault:
-                raise FramingError(fault, (leases, results, failures))
+                raise FramingError(fault, answers)
             end = start + HEADER.size + size
             if end > len(data):
-                self._wanted = end - start
+                wanted = end - start
                 break
-            lease, body = self._next(), data[end - size : end]
+            body = data[end - size : end]
             start = end
+            if known:
+                known -= 1
+                continue
+            most -= 1
+            lease = self._next()
             if kind == interpreter.RESULT:
                 leases.append(lease)
                 results.append(body)
@@ -96,12 +123,11 @@ class Frames:
                 self.may_end = kind >= interpreter.LAST
                 reason = _REASONS[kind & ~interpreter.LAST]
                 failures.append(Answer(lease, b"", reason, body, code if reason == "exit" else None))
-        self._partial += data[start:]
-        return leases, results, failures
+        return start, known, wanted
 
-    def _fault(self, kind: int, size: int) -> str:
+    def _fault(self, kind: int, size: int, *, is_known: bool) -> str:
         """A sentence for what is no answer: the task's code shares the process, and so could write anything."""
-        if self._first == len(self._unanswered):
+        if self._first == len(self._unanswered) and not is_known:
             return "The interpreter answered a task that it was not given."
         if size > self._bytes_max or (kind != interpreter.RESULT and kind & ~interpreter.LAST not in _REASONS):
             return "The interpreter answered something that is no answer; its descriptors were tampered with."
@@ -110,6 +136,7 @@ class Frames:
     def _next(self) -> int:
         lease = self._unanswered[self._first]
         self._first += 1
+        self._answered += 1
         if self._first == len(self._unanswered) or self._first > 1024:
             del self._unanswered[: self._first]
             self._first = 0

@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple, Protocol
 import msgspec
 
 from districomp.model import task_text
+from dworker.runners.shelf import Untold
 
 LINE_BYTES_MAX: Final = 64 * 1024 * 1024
 """An answer is held in memory until its newline; a longer one is refused."""
@@ -75,6 +76,12 @@ class Framing(Protocol):
 
     def receive(self, data: bytes) -> Answers:
         """The answers that `data` completes. FramingError: end the process."""
+
+    def overhear(self, untold: Untold, *, spare_newest: bool = False) -> Answers:
+        """The answers among these that `receive` has not had; if it gets them later, it passes over them.
+
+        `spare_newest`: not that of the task that was begun last, which has no answer for all that we know.
+        """
 
 
 NO_ANSWER: Final = "The program ended without an answer."
@@ -165,6 +172,10 @@ class Lines:
             raise FramingError(fault, (leases, lines, []), "result_too_large")
         return leases, lines, []
 
+    def overhear(self, untold: Untold, *, spare_newest: bool = False) -> Answers:
+        """See Framing: these programs write all that they answer."""
+        return [], [], []
+
 
 class _JsonAnswer(msgspec.Struct):
     """A line of `format: json`."""
@@ -247,6 +258,10 @@ class Json:
         if fault:
             raise FramingError(fault, before, "result_too_large")
         return before
+
+    def overhear(self, untold: Untold, *, spare_newest: bool = False) -> Answers:
+        """See Framing: these programs write all that they answer."""
+        return [], [], []
 
     def _judge(self, lease: int, answer: _JsonAnswer) -> Answer:
         given = [value for value in (answer.result, answer.result_base64, answer.error) if isinstance(value, str)]

@@ -1,7 +1,7 @@
 """The process of the runner `python`: imports one function, then calls it for one task after another.
 
 Run as a script by the worker's own interpreter, `python -I -B -X utf8 interpreter.py BUNDLE MODULE:FUNCTION
-RESULT_BYTES_MAX`, with the bundle's folder first in `sys.path` ('' without one). Knows the standard library alone.
+RESULT_BYTES_MAX SHELF`, with the bundle's folder first in `sys.path` ('' without one). Knows the standard library alone.
 
 Frames, both ways: a kind, a code (one byte each), a size (4 bytes, native order), and so many bytes. To
 the process, on standard input: PARAMS (the keyword arguments of what follows, in `marshal`; both sides are
@@ -9,13 +9,20 @@ the same interpreter, and the worker is trusted) and TASK (a task's data). From 
 frame a task, in their order. The worker never unmarshals what comes from here.
 
 The task's code sees none of that: its standard input is empty and its standard output is standard
-error. Each answer is one write before the next task begins, so that whatever ends this process, all
-that was finished is known and the oldest task without an answer is the one to blame.
+error.
+
+Answers are written together once no task that was read is left, when they have waited for FLUSH_S, or when
+they have no more room. Until then they lie in a shelf: a file that the worker made in this process' folder and
+that both have mapped, without a name by the time that the task's code is loaded. So whatever ends this process,
+all that was finished is known and the oldest task without an answer is the one to blame; and the worker takes
+from there what waits behind a task that turns out long (`shelf.py`). SHELF is its name, '' for none: then each
+answer is a write of its own.
 """
 
 import faulthandler
 import io
 import marshal
+import mmap
 import os
 import signal
 import struct
@@ -47,20 +54,43 @@ _AHEAD_BYTES: Final = 256
 in the pipe when a task takes long, the worker can give to others."""
 _SHORT_S: Final = 0.0005
 
+SHELF_WORDS: Final = 2
+"""The beginning of a shelf, 8 bytes each in native order: how many tasks were begun; how many answers were written to
+the pipe, times 2**LENGTH_BITS, plus how many bytes of answers follow that were not. Each changes by one store."""
+LENGTH_BITS: Final = 20
+SHELF_BYTES: Final = 64 * 1024
+FLUSH_S: Final = 0.001
+_BODY: Final = 8 * SHELF_WORDS
+
 
 class Channel:
-    """The worker's end of the conversation, out of the way of descriptors 0, 1 and 2."""
+    """The worker's end of the conversation, out of the way of descriptors 0, 1 and 2. `shelf`: the file's name, or ''."""
 
-    def __init__(self) -> None:
+    def __init__(self, shelf: str = "") -> None:
         # Not inheritable: what the task's code starts cannot reach them.
         self._reading, self._writing = os.dup(0), os.dup(1)
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, 0)
         os.close(null)
         os.dup2(2, 1)
+        self._room = self._length = self._newest = 0
+        self._told = self._gathered = self._begun = 0
+        self._flush_at = 0.0
+        self._words = memoryview(bytearray(_BODY)).cast("Q")
+        if shelf:
+            self._share(shelf)
         self.is_abandoned = False
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._abandon)
+
+    def _share(self, name: str) -> None:
+        fd = os.open(name, os.O_RDWR)
+        shared = mmap.mmap(fd, 0)
+        os.close(fd)
+        os.unlink(name)  # noqa: PTH108 -- nothing more is imported than is needed
+        self._room = len(shared) - _BODY
+        self._shelf = memoryview(shared)[_BODY:]
+        self._words = memoryview(shared)[:_BODY].cast("Q")
 
     def _abandon(self) -> None:
         """A copy of this process, made by the task's code, is not this process."""
@@ -73,13 +103,18 @@ class Channel:
         buffer, start, ahead = b"", 0, HEADER.size
         while True:
             begun = time.perf_counter()
+            self._flush_at = begun + FLUSH_S
             while len(buffer) - start >= HEADER.size:
                 kind, _, size = HEADER.unpack_from(buffer, start)
                 if len(buffer) - start - HEADER.size < size:
                     break
                 start += HEADER.size + size
+                if kind == TASK:
+                    self._begun += 1
+                    self._words[0] = self._begun
                 yield kind, buffer[start - size : start]
             is_short = time.perf_counter() - begun < _SHORT_S
+            self.flush()
             ahead = min(2 * ahead, _AHEAD_BYTES) if is_short else HEADER.size
             buffer, start = self._read(buffer[start:], ahead), 0
             if not buffer:
@@ -106,8 +141,38 @@ class Channel:
         return b"".join(chunks)
 
     def answer(self, kind: int, body: bytes, code: int = 0) -> None:
-        """One task's frame."""
+        """One task's frame, written now or soon."""
         frame = HEADER.pack(kind, code, len(body)) + body
+        if self._length + len(frame) > self._room:
+            self.flush()
+        if len(frame) > self._room:
+            self._write(frame)
+            self._told += 1
+            self._words[1] = self._told << LENGTH_BITS
+            return
+        self._newest, self._length = self._length, self._length + len(frame)
+        self._shelf[self._newest : self._length] = frame
+        self._gathered += 1
+        self._words[1] = self._told << LENGTH_BITS | self._length
+        if time.perf_counter() >= self._flush_at:
+            self.flush()
+            self._flush_at = time.perf_counter() + FLUSH_S
+
+    def flush(self) -> None:
+        """Write what was answered."""
+        if not self._length:
+            return
+        try:
+            self._write(self._shelf[: self._length])
+        except OSError:
+            # A task has closed our descriptor. Take it to be the last one: one that has not begun is not to blame.
+            self._words[1] = self._told << LENGTH_BITS | self._newest
+            raise
+        self._told += self._gathered
+        self._length = self._gathered = 0
+        self._words[1] = self._told << LENGTH_BITS
+
+    def _write(self, frame: bytes | memoryview) -> None:
         written = os.write(self._writing, frame)
         while written < len(frame):
             written += os.write(self._writing, memoryview(frame)[written:])
@@ -283,6 +348,7 @@ def serve(channel: Channel, printers: Printers, name: str, bytes_max: int) -> No
             # Not remembered: the next process imports again, and may have more luck.
             why_not, words, code = function
             channel.answer(why_not | LAST, (printers.take() + words)[-SAID_BYTES:], code)
+            channel.flush()
             return
         # The function may change its lists; they are also the next call's.
         given = params if not lists else params | {key: params[key].copy() for key in lists}
@@ -304,8 +370,8 @@ def serve(channel: Channel, printers: Printers, name: str, bytes_max: int) -> No
 
 def main() -> None:
     """Serve the function that the arguments name."""
-    bundle, name, bytes_max = sys.argv[1:]
-    channel = Channel()
+    bundle, name, bytes_max, shelf = sys.argv[1:]
+    channel = Channel(shelf)
     printers = Printers()
     # Where it was when it crashed or its time was up is said on standard error.
     faulthandler.enable(2)

@@ -4,6 +4,7 @@ Owns what differs between systems: here for Unix, where the loop watches a pipe 
 `pipes_windows.py`, with the same functions, for where it cannot. Must not know what goes through a pipe.
 """
 
+import os
 import sys
 
 if sys.platform == "win32":
@@ -23,7 +24,6 @@ if sys.platform == "win32":
     )
 else:
     import asyncio
-    import os
     import select
     from collections.abc import Callable
     from typing import Any
@@ -108,10 +108,26 @@ else:
         return int.from_bytes(count, sys.byteorder)
 
 
+def opened() -> tuple[int, int, int, int, int, int]:
+    """A process' standard input, theirs and ours; output, ours and theirs; error, ours and theirs. OSError leaves none open."""
+    fds: list[int] = []
+    try:
+        fds += writing()
+        fds += reading()
+        fds += reading()
+    except OSError:
+        for fd in fds:
+            os.close(fd)
+        raise
+    stdin, stdin_ours, stdout, stdout_theirs, stderr, stderr_theirs = fds
+    return stdin, stdin_ours, stdout, stdout_theirs, stderr, stderr_theirs
+
+
 __all__ = [
     "add_reader",
     "add_writer",
     "close_writing",
+    "opened",
     "read",
     "reading",
     "remove_reader",

@@ -1,7 +1,7 @@
 """The runners `stream` and `python`: long-lived processes, many items through each.
 
 Items are written in batches, answers parsed a chunk at a time: no system call, no asyncio task and no
-timer a task. `framing.py` and `frames.py` know the formats; `child.py` one process. Here is which process
+timer a task. `framing.py` and `frames.py` know the formats, `shelf.py` what an interpreter holds back; `child.py` one process. Here is which process
 a slot's attempts go to, what it is started with, and what is told to the core.
 
 A slot has a process for each definition version, and of `stream` for each params and arguments: so a
@@ -25,6 +25,7 @@ from districomp.taskdef import Definition
 from dworker.cache import CacheError
 from dworker.events import AttemptsEnded, StartAttempts, StopAttempts, TakeBack, TakenBack
 from dworker.runners import environment, interpreter
+from dworker.runners import shelf as shelves
 from dworker.runners.child import Child, Launch
 from dworker.runners.frames import Frames, result_bytes_max
 from dworker.runners.framing import Framing, Json, Lines, Waiting
@@ -150,7 +151,11 @@ class StreamRunner:
         if not program:
             host.folders.remove(folder)
             raise CacheError(environment.not_installed(argv[0], env.get("PATH", "")))
-        return Launch(Request(folder, program, list(argv), env, ()), bundle)
+        shelf = None
+        if definition.runner == "python":
+            shelf = shelves.make(folder)
+            argv = (*argv, shelves.NAME if shelf is not None else "")
+        return Launch(Request(folder, program, list(argv), env, ()), bundle, shelf)
 
     # ---- large items ----
 
@@ -180,6 +185,7 @@ class StreamRunner:
 def interpreter_argv(definition: Definition, bundle: Path | None) -> tuple[str, ...]:
     """The command of a python definition's process: our own interpreter, and nothing of its user's surroundings.
 
+    The name of its shelf comes last.
     -I: no PYTHON* variables, no packages of the user's own; -B: it writes nothing into the bundle.
     """
     limit = result_bytes_max(definition.limits.result_bytes)
