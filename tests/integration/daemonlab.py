@@ -59,6 +59,10 @@ class Peer:
     def send_bytes(self, data: bytes) -> None:
         self._socket.sendall(data)
 
+    def has(self, kind: type[Message]) -> bool:
+        """Whether one of these came while another was expected."""
+        return any(isinstance(message, kind) for message in self._aside)
+
     def expect(self, kind: type[M]) -> M:
         deadline = time.monotonic() + SILENCE_S
         while True:

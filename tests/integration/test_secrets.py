@@ -28,9 +28,6 @@ from tests.integration.secretlab import (
     plain_port,
 )
 
-# All of it takes ten seconds of a quiet machine.
-pytestmark = pytest.mark.timeout(180)
-
 PATHS: Final = [
     route.path.replace("{task}", "1.0").replace("{job}", "1").replace("{name}", "leaks").replace("{sha256}", "ab" * 32)
     for route in rights.ROUTES

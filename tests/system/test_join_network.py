@@ -4,9 +4,7 @@ Two network namespaces with a cable between them. Nothing is configured but what
 listens on every interface at its usual ports, and is found by mDNS.
 """
 
-import contextlib
 import json
-import os
 import subprocess
 import sys
 import time
@@ -18,6 +16,7 @@ from typing import Any
 import pytest
 
 from demo.cluster import script, wait_until
+from tests.priority import ahead_of_others
 
 from .netlab import Machine, plug_in
 
@@ -121,12 +120,9 @@ def welcomed(host: Host) -> bool:
 
 @pytest.fixture
 def before_all_others() -> Iterator[None]:
-    """What this test starts has the processors whenever it wants them, so that its times are its own and not its neighbours'."""
-    with contextlib.suppress(PermissionError):
-        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
-    yield
-    with contextlib.suppress(PermissionError):
-        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    """The times are those of what the test starts, and not its neighbours'."""
+    with ahead_of_others():
+        yield
 
 
 @pytest.mark.usefixtures("before_all_others")
