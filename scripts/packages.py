@@ -288,7 +288,7 @@ def _epoch() -> int:
     if text := os.environ.get("SOURCE_DATE_EPOCH"):
         return int(text)
     try:
-        return int(_output("git", "-C", str(ROOT), "log", "-1", "--format=%ct"))
+        return int(_output("git", "-c", "safe.directory=*", "-C", str(ROOT), "log", "-1", "--format=%ct"))
     except (OSError, subprocess.CalledProcessError):
         return int(time.time())  # not a repository: a released archive sets the variable
 

@@ -123,6 +123,9 @@ _KEEPER: Final = """\
 cat > /dev/null
 echo 1 > "$0/cgroup.kill"
 for i in $(seq 200); do grep -q "populated 0" "$0/cgroup.events" && break; sleep 0.05; done
+# systemd-nspawn makes one of the same name where systemd's own hierarchy of version 1 is.
+mirror=/sys/fs/cgroup/systemd/${0##*/}
+[ ! -d "$mirror" ] || find "$mirror" -depth -type d -exec rmdir {} \\;
 exec find "$0" -depth -type d -exec rmdir {} \\;
 """
 

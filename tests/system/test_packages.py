@@ -159,15 +159,20 @@ def test_the_journal_reads_well(site: Machine) -> None:
 
 # ---- working ----
 
+BLOBS = "find /var/lib/districomp/dcoord/blobs -type f -printf '%f %u:%g:%m\\n'"
+
 
 def test_a_job_of_a_group_member_runs_and_big_payloads_pass_through_the_web_server(site: Machine) -> None:
+    # The coordinator's own are of the bundles that it offers.
+    of_bundles = set(site.sh(BLOBS).splitlines())
+    assert {line.split()[1] for line in of_bundles} <= {"dcoord:dcoord:640"}
     site.sh("head -c 300000 /dev/urandom > /tmp/big; chmod 644 /tmp/big")
     assert site.sh("dctl run -- sh -c 'echo $DISTRICOMP_TASK; id -un'", user="ann").split()[1] == "dworker"
     returned = site.sh(
         "dctl run --each-line - -- sh -c 'head -c 200000 /dev/zero | tr \"\\0\" x' sh < /etc/debian_version", user="ann"
     )
     assert returned.strip() == "x" * 200000
-    owners = set(site.sh("find /var/lib/districomp/dcoord/blobs -type f -printf '%u:%g:%m\\n'").split())
+    owners = {line.split()[1] for line in set(site.sh(BLOBS).splitlines()) - of_bundles}
     assert owners == {"dcoord-web:dcoord:640"}
 
 

@@ -65,7 +65,7 @@ def committed() -> list[Path]:
     if not (ROOT / ".git").exists():
         return [path.relative_to(ROOT) for path in ROOT.rglob("*") if path.is_file() and not _is_made(path)]
     listing = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        ["git", "-c", "safe.directory=*", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
         capture_output=True,
         check=True,
