@@ -50,6 +50,7 @@ SETTLE_S: Final = 0.2
 """More answers may come so long after the first; those of RFC 6762 (section 6) come within 0.12 s."""
 _PROGRAM: Final = f"districomp {__version__}"
 _REQUEST: Final = 1
+_LEAVE_S: Final = 1.0
 _UNREAD_MAX: Final = 16
 _TEXT_CHARS_MAX: Final = 300
 
@@ -86,6 +87,7 @@ async def enrol(
     pin = token.cluster if token is not None else cluster
     # While it is being made, mostly by importing what makes it, connections are.
     making = asyncio.create_task(asyncio.to_thread(_new_key))
+    others: list[_Guest] = []
     try:
         if isinstance(where, Path):
             guest = await _local(where, pin)
@@ -94,14 +96,14 @@ async def enrol(
         else:
             if not pin:
                 raise TrustError("neither a token nor the cluster's id is known: nobody may be believed")
-            address, guest = await dial.first(where, lambda host, port: _verified(host, port, pin), _Guest.close)
+            address, guest = await dial.first(where, lambda host, port: _verified(host, port, pin), others.append)
             source, addresses = "token" if token is not None else "person", [address]
         try:
             key = await making
             secret = token.secret if token is not None else b""
             enrolled = await _ask(guest, applicant, key, secret, on_pending)
         finally:
-            guest.close()
+            await asyncio.gather(*(one.leave() for one in (guest, *others)))
     finally:
         making.cancel()
     return assemble(enrolled, key, role=role, name=guest.known.name, source=source, addresses=addresses, pin=pin)
@@ -189,7 +191,7 @@ async def _verified(host: str, port: int, pin: str) -> "_Guest":
     try:
         await stranger.greet()
     finally:
-        stranger.close()
+        await stranger.leave()
     authority = _pinned(stranger.known, pin)
     guest = await _open(host, port, client_context([authority]), server_name(pin))
     try:
@@ -301,6 +303,7 @@ class _Guest:
     def __init__(self) -> None:
         self._inbox: asyncio.Queue[AnyMessage | None] = asyncio.Queue()
         self._reason = ""
+        self._gone = asyncio.Event()
         self._opened: Connection | None = None
         self.known = Authorities("", "", [])
         """What the coordinator says it can be known by; as believable as the connection."""
@@ -350,6 +353,18 @@ class _Guest:
         if self._opened is not None:
             self._opened.close()
 
+    async def leave(self) -> None:
+        """Close, and wait for its end: the event loop may be there for this conversation alone, and end with it."""
+        if self._opened is None:
+            return
+        self._opened.close()
+        try:
+            async with asyncio.timeout(_LEAVE_S):
+                await self._gone.wait()
+        except TimeoutError:
+            self._opened.cut("does not end the connection")
+            await self._gone.wait()
+
     # ---- stream.Handler ----
 
     def opened(self, connection: Connection) -> None:
@@ -368,6 +383,7 @@ class _Guest:
         """See stream.Handler."""
         self._reason = reason
         self._inbox.put_nowait(None)
+        self._gone.set()
 
 
 def _plain(text: str) -> str:

@@ -431,9 +431,8 @@ class WorkerCore:
         if self.stopping:
             return
         self.stopping = True
-        leases = self._queue.clear()
-        if leases:
-            self._send(Returned(leases))
+        # Even when there are none: it says as well that this worker takes no more.
+        self._send(Returned(self._queue.clear()))
         for slot in self._slots:
             if slot.hand and not slot.disowned:
                 self._stop(slot, list(slot.hand), "worker_stopped")

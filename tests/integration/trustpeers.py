@@ -245,20 +245,9 @@ def enrol(site: Site, role: str = "worker", *, token: str = "", worker: str = ""
     return enrolment.assemble(enrolled, key, role=role, name=site.name, source="token")
 
 
-GIVEN_UP_S = 0.2
-
-
 def join_by(where: Where, token: str, name: str = "late") -> Identity:
     """What `dctl join` and a worker with a token do. TrustError if nobody there is the cluster of the token."""
-
-    async def join() -> Identity:
-        try:
-            return await enrolment.enrol([where], role="worker", name=name, token=parse_token(token))
-        finally:
-            # Connections that it gave up end by themselves, if there is still a loop then.
-            await asyncio.sleep(GIVEN_UP_S)
-
-    return asyncio.run(join())
+    return asyncio.run(enrolment.enrol([where], role="worker", name=name, token=parse_token(token)))
 
 
 def context_of(identity: Identity) -> ssl.SSLContext:

@@ -471,3 +471,13 @@ def test_shutdown_does_not_wait_for_ever(joined: Lab) -> None:
 def test_an_idle_worker_exits_at_once(lab: Lab) -> None:
     lab.feed(Shutdown())
     assert lab.effects == [Exit()]
+
+
+def test_a_worker_that_stops_says_that_it_takes_no_more_before_it_reports(joined: Lab) -> None:
+    """Else the task that it hands back would be given to it again, and be lost with it."""
+    joined.hear(Assign(1, 1, [0]))
+    (start,) = joined.starts
+    joined.feed(Shutdown())
+    assert joined.sent == [Returned([])]
+    joined.feed(_ended(start, joined.now, reasons=["worker_stopped"]))
+    assert [type(message) for message in joined.sent] == [Reports]
