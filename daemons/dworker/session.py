@@ -82,6 +82,7 @@ class Session:
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._renewing: tuple[int, NewKey] | None = None
+        self._keeping = asyncio.Lock()
 
     # ---- for the link ----
 
@@ -215,16 +216,21 @@ class Session:
         if self._renewing is None or message.request != self._renewing[0] or self.identity is None:
             return
         key, self._renewing = self._renewing[1], None
-        self._spawn(self._keep(self.identity, message, key))
+        self._spawn(self._keep(message, key))
 
-    async def _keep(self, identity: Identity, enrolled: Enrolled, key: "NewKey") -> None:
-        assert self._owner.trust is not None
-        try:
-            fresh = await self._owner.trust.renewed(identity, enrolled, key)
-        except TrustError as error:
-            log.warning("the certificate is not renewed: %s; trying again in %g s", error, RENEW_AGAIN_S)
-            return
-        if fresh is not None:
+    async def _keep(self, enrolled: Enrolled, key: "NewKey") -> None:
+        # One after the other: a second rotation's certificate can be here before the first one's is on the disk, and
+        # takes the place of that one, not of the one before.
+        async with self._keeping:
+            assert self._owner.trust is not None
+            assert self.identity is not None
+            try:
+                fresh = await self._owner.trust.renewed(self.identity, enrolled, key)
+            except TrustError as error:
+                log.warning("the certificate is not renewed: %s; trying again in %g s", error, RENEW_AGAIN_S)
+                return
+            if fresh is None:
+                return
             log.info("the certificate is renewed")
             self.identity = fresh
             self._owner.renewed()

@@ -8,6 +8,7 @@ import time
 
 from msgspec.structs import replace
 
+from districomp import filelock
 from districomp.messages import Authorities, Renew
 from districomp.tokens import format_token
 from tests.integration.worker_trustlab import QUIET_S, Rogue, TrustLab, in_trust_lab, rogue
@@ -311,6 +312,27 @@ async def test_a_rotation_interrupts_nothing(lab: TrustLab) -> None:
     assert (row.reason, row.result) == ("done", b"through it all\n"), "another id is not another cluster"
     worker.terminate()
     assert await worker.exit_code() == 0
+
+
+@in_trust_lab
+async def test_a_second_rotation_before_the_first_is_on_the_disk_is_followed(lab: TrustLab) -> None:
+    lab.give()
+    await lab.join()
+    job = lab.define(["true"])
+    folder = os.open(lab.identity_folder.path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        filelock.lock(folder, wait=True)
+        for rotations in (1, 2):
+            lab.rotate()
+            lab.send(Authorities(lab.cluster, "lab", lab.authority.authorities))
+            await lab.until(lambda count=rotations: len(lab.messages(Renew)) == count)  # type: ignore[misc]
+        # What was sent before a task has come when the task starts.
+        (lease,) = lab.assign(job, 1)
+        await lab.ended([lease])
+    finally:
+        os.close(folder)
+    await lab.until(lambda: lab.kept().cluster == lab.cluster)
+    assert len(lab.hellos) == 1
 
 
 @in_trust_lab
