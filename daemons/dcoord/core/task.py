@@ -7,6 +7,8 @@ workers' connections or of placement.
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from msgspec import Struct
+
 from districomp.model import TRANSITIONS, WORKER_LOSSES_MAX
 from districomp.taskdef import Definition
 
@@ -25,17 +27,17 @@ NOT_ITS_FAULT: Final = ("worker_lost", *STOPPED)
 """Reasons that use up no retry."""
 
 
-class Lease:
-    """One task given to one worker. `started` (Unix seconds) once the worker said so; `stopping`: the task has ended without it."""
+class Lease(Struct, gc=False, eq=False):
+    """One task given to one worker. `started` (Unix seconds) once the worker said so; `stopping`: the task has ended without it.
 
-    __slots__ = ("attempt", "index", "job", "started", "stopping")
+    There are hundreds of thousands at a time, and no cycle goes through one: the garbage collector need not look at them.
+    """
 
-    def __init__(self, job: "Job", index: int, attempt: int) -> None:
-        self.job = job
-        self.index = index
-        self.attempt = attempt
-        self.started: float | None = None
-        self.stopping = False
+    job: "Job"
+    index: int
+    attempt: int
+    started: float | None = None
+    stopping: bool = False
 
 
 class Tries(NamedTuple):
