@@ -290,8 +290,8 @@ class Reader:
         with self._reading(f"reading job {job}"):
             return iter(select_heads(self._connection, job))
 
-    def job(self, job: int) -> RestoredJob | None:
-        """A job as the journal has it, without its heads; None if there is no such job."""
+    def job(self, job: int, *, heads: bool = False) -> RestoredJob | None:
+        """A job as the journal has it, its heads only if they are asked for; None if there is no such job."""
         with self._reading(f"reading job {job}"):
             found = select_jobs(self._connection, job)
             if not found:
@@ -299,6 +299,8 @@ class Reader:
             found[0].chunks = select_chunks(self._connection, job)
             if found[0].end is None:
                 found[0].last_serial = last_serial(self._connection, job)
+            if heads:
+                found[0].heads = select_heads(self._connection, job)
             return found[0]
 
     def close(self) -> None:

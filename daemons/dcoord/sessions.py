@@ -121,10 +121,8 @@ class Sessions:
         """A job whole, heads included, from the journal. JournalError if it cannot be read."""
 
         def read(reader: Reader) -> RestoredJob:
-            restored = reader.job(number)
+            restored = reader.job(number, heads=True)
             assert restored is not None, "the core has only recorded jobs"
-            restored.heads = list(reader.heads(number))
-            restored.last_serial = max((head.serial for head in restored.heads), default=0)
             return restored
 
         return await self._in_thread(read)

@@ -2,12 +2,25 @@
 
 import pytest
 
+from dcoord.core.effects import ReadJob
+from dcoord.core.events import JobRead
 from dcoord.core.explain import explain
-from dcoord.core.records import JobRecord, ResumeRecord
-from districomp.messages import Ask, Assign, Cancel, Has, JobSpec, Refused, Retry, Submit
+from dcoord.core.records import JobRecord, OutcomeRecord, ResumeRecord
+from districomp.messages import (
+    PROTOCOL_VERSION,
+    Ask,
+    Assign,
+    Cancel,
+    Has,
+    HelloClient,
+    JobSpec,
+    Refused,
+    Retry,
+    Submit,
+)
 from districomp.model import Machine
 from districomp.taskdef import matrix_params
-from tests.unit.corelab import Lab, counts
+from tests.unit.corelab import Lab, counts, restore
 
 
 def cause(lab: Lab, job: int, index: int = 0) -> str:
@@ -164,6 +177,37 @@ def test_retrying_what_all_went_well_changes_nothing() -> None:
     assert (900, 5, job) in lab.core.answers
     lab.receive(900, Retry(6, 77))
     assert lab.take(Refused)[0].code == "unknown_job"
+
+
+def test_a_task_that_still_stops_is_not_mistaken_for_the_one_that_was_queued_again() -> None:
+    lab = Lab()
+    lab.join(1)
+    job = lab.submit(1)
+    stopping = lab.leases(1)
+    lab.receive(900, Cancel(3, job))
+    lab.receive(900, Retry(4, job))
+    lab.report(1, stopping, "cancelled")
+    assert not lab.closed
+    assert counts(lab, job) == {"running": 1}
+    lab.report(1, lab.leases(1))
+    assert counts(lab, job) == {"done": 1}
+
+
+def test_a_job_that_ended_again_while_it_was_read_is_read_again() -> None:
+    lab = Lab()
+    lab.join(1)
+    job = lab.submit(1, "once")
+    lab.report(1, lab.leases(1), "exit")
+    lab.receive(900, HelloClient(PROTOCOL_VERSION, "test"))
+    before = restore(lab.records, 0, heads=True).jobs[0]
+    lab.receive(900, Retry(4, job))
+    lab.report(1, lab.leases(1), "exit")
+    assert lab.core.jobs[job].is_ended
+    lab.feed(JobRead(ReadJob(job, 900, 5, False), before))
+    assert counts(lab, job) == {"running": 1}
+    serials = [record.outcome.serial for record in lab.recorded(OutcomeRecord)]
+    assert serials == [1, 2, 3, 4]
+    assert lab.core.answers == [(900, 4, job), (900, 5, job)]
 
 
 # ---- explaining ----

@@ -220,6 +220,16 @@ def test_some_tasks_of_a_job_can_be_cancelled() -> None:
     assert lab.core.jobs[job].state == "cancelled"
 
 
+def test_however_many_tasks_are_cancelled_each_row_is_a_batch() -> None:
+    lab = Lab()
+    job = lab.submit(4000)
+    lab.receive(900, Cancel(3, job, list(range(3000))))
+    rows = lab.recorded(OutcomeRecord)
+    assert [len(row.outcome.indexes) for row in rows] == [BATCH_TASKS, BATCH_TASKS, 3000 - 2 * BATCH_TASKS]
+    assert counts(lab, job) == {"queued": 1000, "cancelled": 3000}
+    assert counts(lab.restart(), job) == {"queued": 1000, "cancelled": 3000}
+
+
 def test_at_max_fails_the_rest_is_cancelled() -> None:
     lab = Lab()
     lab.join(1)

@@ -11,7 +11,7 @@ from dcoord.core.events import JobRead
 from dcoord.core.fleet import Worker
 from dcoord.core.job import Job
 from dcoord.core.records import ResumeRecord
-from dcoord.core.reports import write_outcome
+from dcoord.core.reports import end_queued, write_outcome
 from dcoord.core.rights import Principal, owns
 from dcoord.core.task import Lease
 from districomp.messages import Cancel, Refused, Retry, Stop
@@ -58,25 +58,12 @@ def cancel(core: "Core", job: Job, indexes: list[int]) -> None:
     if job.counts[RUNNING]:
         _stop_running(core, job, chosen)
     if chosen:
-        _cancel_queued(core, job, [index for index in chosen if job.states[index] == QUEUED])
+        queued = [index for index in chosen if job.states[index] == QUEUED]
+        end_queued(core, job, queued, CANCELLED, reason="cancelled", attempts=[0] * len(queued))
     elif job.counts[QUEUED]:
         job.sweep(CANCELLED)
         write_outcome(core, job, Outcome(job.id, job.serial + 1, "", [], sweep=CANCELLED))
     core.after_outcome(job)
-
-
-def _cancel_queued(core: "Core", job: Job, indexes: list[int]) -> None:
-    if not indexes:
-        return
-    for index in indexes:
-        job.move(index, CANCELLED)
-        job.waiting.pop(index, None)
-        job.doubt.discard(index)
-    count = len(indexes)
-    # Attempt 0: there was none.
-    outcome = Outcome(job.id, job.serial + 1, "", indexes, [CANCELLED] * count, [0] * count, ["cancelled"] * count)
-    outcome.ended = [core.now] * count
-    write_outcome(core, job, outcome)
 
 
 def _stop_running(core: "Core", job: Job, chosen: dict[int, None]) -> None:
@@ -137,6 +124,10 @@ def on_job_read(core: "Core", event: JobRead) -> None:
     """An ended job is back in memory: open it again if it has something to do."""
     effect = event.effect
     ended = core.jobs[effect.job]
+    if ended.is_ended and event.restored.last_serial < ended.serial:
+        # While it was being read another request opened it, and it has ended again.
+        core.effects.append(effect)
+        return
     if ended.is_ended and not core.degraded:
         job = Job(ended.record, ended.definition, event.restored.chunks)
         job.restore(event.restored)

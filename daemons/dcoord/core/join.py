@@ -11,13 +11,12 @@ from dcoord.core.events import Received
 from dcoord.core.fleet import Worker
 from dcoord.core.job import Job
 from dcoord.core.records import WorkerRecord
-from dcoord.core.reports import end_attempts, write_outcome
+from dcoord.core.reports import end_attempts, end_queued
 from dcoord.core.rights import Principal
 from dcoord.core.task import Lease
 from districomp.errors import RemoteProtocolError
-from districomp.messages import BATCH_TASKS, PROTOCOL_VERSION, Ask, Has, HelloWorker, Inventory, Stop
+from districomp.messages import PROTOCOL_VERSION, Ask, Has, HelloWorker, Inventory, Stop
 from districomp.model import FAILED, QUEUED, RUNNING
-from districomp.outcome import Outcome
 from districomp.taskdef import Requires
 
 if TYPE_CHECKING:
@@ -243,27 +242,8 @@ def settle_doubt(core: "Core", *, nobody_was_here: bool) -> None:
         unknown = list(job.doubt) if is_unknown else []
         job.settle_doubt()
         if unknown:
-            _fail_unknown(core, job, unknown)
+            attempts = [job.attempt_of(index) for index in unknown]
+            end_queued(core, job, unknown, FAILED, reason="outcome_unknown", attempts=attempts)
+            core.after_outcome(job)
         else:
             core.backlog.add(job)
-
-
-def _fail_unknown(core: "Core", job: Job, indexes: list[int]) -> None:
-    """In rows of a batch each: there may be millions, and a row has to fit into a frame on its way to clients."""
-    for first in range(0, len(indexes), BATCH_TASKS):
-        batch = indexes[first : first + BATCH_TASKS]
-        count = len(batch)
-        outcome = Outcome(
-            job.id,
-            job.serial + 1,
-            "",
-            batch,
-            states=[FAILED] * count,
-            attempts=[job.attempt_of(index) for index in batch],
-            reasons=["outcome_unknown"] * count,
-            ended=[core.now] * count,
-        )
-        for index in batch:
-            job.move(index, FAILED)
-        write_outcome(core, job, outcome)
-    core.after_outcome(job)

@@ -13,7 +13,7 @@ from dcoord.core.job import Job
 from dcoord.core.records import OutcomeRecord
 from dcoord.core.task import Lease, final_reason, retry_delay_s
 from districomp.errors import RemoteProtocolError
-from districomp.messages import Reports, Returned, Started
+from districomp.messages import BATCH_TASKS, Reports, Returned, Started
 from districomp.model import DONE, FAILED, QUEUED, REASONS, RUNNING
 from districomp.outcome import Outcome
 
@@ -114,7 +114,8 @@ def _claim(core: "Core", worker: Worker, job: Job, message: Reports) -> list[boo
             odd.append(place)
             continue
         taken[token] = lease
-        if lease.job is not job or lease.index != index:
+        # By its number: a lease that is stopping may be of before the job was ended and opened again.
+        if lease.job.id != job.id or lease.index != index:
             leases.update(taken)
             text = f"a lease of task {lease.job.id}.{lease.index} reported for {job.id}.{index}"
             raise RemoteProtocolError(f"Reports: {text}")
@@ -233,6 +234,31 @@ def end_attempts(core: "Core", worker: Worker, leases: list[Lease], reason: str)
         _judge(core, job, outcome)
         write_outcome(core, job, outcome)
         core.after_outcome(job)
+
+
+def end_queued(core: "Core", job: Job, indexes: list[int], state: int, *, reason: str, attempts: list[int]) -> None:
+    """Queued tasks take a final state, and no worker reports it. `attempts`: the last one of each, 0 if it had none.
+
+    In rows of a batch each: there may be millions, and a row has to fit into a frame on its way to clients.
+    """
+    for first in range(0, len(indexes), BATCH_TASKS):
+        batch = indexes[first : first + BATCH_TASKS]
+        for index in batch:
+            job.move(index, state)
+            job.waiting.pop(index, None)
+            job.doubt.discard(index)
+        count = len(batch)
+        outcome = Outcome(
+            job.id,
+            job.serial + 1,
+            "",
+            batch,
+            states=[state] * count,
+            attempts=attempts[first : first + BATCH_TASKS],
+            reasons=[reason] * count,
+            ended=[core.now] * count,
+        )
+        write_outcome(core, job, outcome)
 
 
 def write_outcome(core: "Core", job: Job, outcome: Outcome) -> None:
