@@ -222,9 +222,10 @@ class Daemon:
                 await self._degrade(error)
                 return
             self._log_workers(records)
-        for effect in effects:
-            self._carry_out(effect)
-        self._answer(batch, records)
+        with self._listener.outbox:
+            for effect in effects:
+                self._carry_out(effect)
+            self._answer(batch, records)
 
     def _carry_out(self, effect: Effect | Record) -> None:
         if isinstance(effect, Send):

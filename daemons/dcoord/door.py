@@ -78,7 +78,7 @@ class Door:
 
     def __init__(
         self,
-        factory: Callable[[], asyncio.Protocol],
+        factory: Callable[[], asyncio.BaseProtocol],
         context: Callable[[], ssl.SSLContext | None],
         what: str,
         to_plain: bytes = b"",

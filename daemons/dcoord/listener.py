@@ -25,6 +25,7 @@ from dcoord.door import Door
 from dcoord.refusals import Refusals
 from districomp import clock, tls, wire
 from districomp.addresses import address_group
+from districomp.alarm import Alarm
 from districomp.errors import ConfigError, TrustError
 from districomp.messages import (
     AnyMessage,
@@ -40,7 +41,7 @@ from districomp.messages import (
     Submit,
 )
 from districomp.model import Blob, Item, item_content
-from districomp.stream import Connection
+from districomp.stream import Connection, Outbox
 
 log = logging.getLogger(__name__)
 
@@ -70,17 +71,22 @@ class Inbox:
     def __init__(self) -> None:
         self._events: list[Events] = []
         self._bytes = 0
-        self._filled = asyncio.Event()
+        self._is_woken = False
+        self._waiter: asyncio.Future[None] | None = None
+        self._alarm = Alarm(self.wake, clock.now)
         self._paused: list[Connection] = []
 
     def put(self, event: Events) -> None:
         """Add an event."""
         self._events.append(event)
-        self._filled.set()
+        self.wake()
 
     def wake(self) -> None:
         """Make `next_batch` return, with what there is."""
-        self._filled.set()
+        self._is_woken = True
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
 
     def hold_back(self, connection: Connection, size: int) -> None:
         """After a put of `size` bytes: do not read this connection on if the inbox is full."""
@@ -91,14 +97,11 @@ class Inbox:
 
     async def next_batch(self, until: float | None) -> list[Events]:
         """All events so far; waits for one, but not beyond `until` (Unix seconds)."""
-        if not self._filled.is_set():
-            timeout_s = None if until is None else max(0.0, until - clock.now())
-            try:
-                async with asyncio.timeout(timeout_s):
-                    await self._filled.wait()
-            except TimeoutError:
-                pass
-        self._filled.clear()
+        if not self._is_woken:
+            self._alarm.set(until)
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        self._is_woken = False
         events, self._events = self._events, []
         self._bytes = 0
         for connection in self._paused:
@@ -117,6 +120,8 @@ class Listener:
         self.connections: dict[int, Connection] = {}
         self.web_peer = 0
         """The connection of dcoord-web, 0 if there is none."""
+        self.outbox = Outbox()
+        """While it is entered, what is sent waits for its end."""
         self._inbox = inbox
         self._blobs = blobs
         self._context = context
@@ -303,7 +308,7 @@ class Listener:
     # ---- inside ----
 
     def _accept(self) -> Connection:
-        return Connection(self, accepting=True, on_fault=self._fault)
+        return Connection(self, accepting=True, on_fault=self._fault, outbox=self.outbox)
 
     def _count(self, connection: Connection, principal: Principal) -> None:
         """One more of whom there may be only so many: strangers, or by one certificate, until they greet."""

@@ -57,6 +57,7 @@ class Link:
         self._notice = notice
         self._decoder = wire.Decoder()
         self._inbox: deque[AnyMessage] = deque()
+        self._received = memoryview(bytearray(RECEIVE_BYTES))
         self._request = 0
         self._renew_at: float | None = None
         self._socket = connected(address, trust)
@@ -217,7 +218,7 @@ class Link:
         """Take in what has come; False if there is nothing and `timeout_s` is 0."""
         try:
             self._socket.settimeout(timeout_s)
-            data = self._socket.recv(RECEIVE_BYTES)
+            count = self._socket.recv_into(self._received)
         except BlockingIOError:
             return False
         except TimeoutError:
@@ -226,9 +227,9 @@ class Link:
             if _is_unready(error):
                 return False
             raise LinkLostError(f"the connection to {self.address} broke: {error}") from error
-        if not data:
+        if not count:
             raise LinkLostError(f"the coordinator at {self.address} closed the connection")
-        self._inbox.extend(self._decoder.receive(data))
+        self._inbox.extend(self._decoder.receive(self._received[:count]))
         return True
 
     def _lost_while_sending(self, error: OSError) -> DistricompError:

@@ -61,7 +61,8 @@ class LinkPool:
         self._idle: deque[Link] = deque()
         self._known: Address | None = None
         self._clusters: list[str] = []
-        self._place = DataPlace("", "", [])
+        self._newest: Link | None = None
+        """The connection that was given back last."""
 
     def close(self) -> None:
         """Close the connections that are not in use."""
@@ -97,7 +98,7 @@ class LinkPool:
 
     def give(self, link: Link) -> None:
         """Return a connection on which nothing is under way."""
-        self._place = _place_of(link)
+        self._newest = link
         if len(self._idle) >= IDLE_LINKS_MAX:
             link.close()
         else:
@@ -128,10 +129,11 @@ class LinkPool:
 
     def data_place(self, anew: bool) -> DataPlace:
         """The data port, as the coordinator last said; `anew`: as it says now."""
-        if anew or not self._place.url:
+        place = _place_of(self._newest) if self._newest is not None and not anew else None
+        if place is None or not place.url:
             self.close()
-            self._place = self.call(_place_of)
-        return self._place
+            place = self.call(_place_of)
+        return place
 
     def _first(self) -> Link:
         tried: list[DistricompError] = []
@@ -238,7 +240,7 @@ class LinkPool:
             self._trust.reached(address.host, address.port)
         self._known = address
         self._clusters = clusters
-        self._place = _place_of(link)
+        self._newest = link
         return link
 
 

@@ -8,6 +8,7 @@ import asyncio
 import logging
 import socket
 import struct
+import threading
 from collections.abc import Callable
 from typing import Any, Final, Protocol, cast
 
@@ -24,6 +25,9 @@ KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
 """A peer's machine that vanished is noticed within a minute. A worker's lease is quicker; a client has none."""
 CLOSE_S = 2.0
 """How long a closing connection may take to hand over its last bytes."""
+READ_BYTES: Final = 256 * 1024
+HELD_BYTES_MAX: Final = 64 * 1024
+"""So much is held back at most, of what is said to one peer in one go: it has to be seen that he does not take it."""
 _CREDENTIALS: Final = struct.Struct("=iII")
 """struct ucred (unix(7))."""
 
@@ -41,7 +45,43 @@ class Handler(Protocol):
         """The connection is gone; called once, also when it was our own doing."""
 
 
-class Connection(asyncio.Protocol):
+class Outbox:
+    """A context in which connections hold back what they are told to send, to write it at the end: one write a peer.
+
+    Who was spoken to last is written to first: what follows from a batch, a lease or a result, is said after what
+    only confirms, and is what somebody waits for.
+    """
+
+    def __init__(self) -> None:
+        self._holding: dict[Connection, None] | None = None
+
+    def __enter__(self) -> None:
+        self._holding = {}
+
+    def __exit__(self, *_exception: object) -> None:
+        holding, self._holding = self._holding or {}, None
+        for connection in reversed(holding):
+            connection.flush()
+
+    def holds(self, connection: "Connection") -> bool:
+        """Whether it will be flushed; False: nobody will."""
+        if self._holding is None:
+            return False
+        self._holding[connection] = None
+        return True
+
+
+class _Incoming(threading.local):
+    """Where the bytes of a thread's connections arrive; they are taken out at once."""
+
+    def __init__(self) -> None:
+        self.view = memoryview(bytearray(READ_BYTES))
+
+
+_incoming = _Incoming()
+
+
+class Connection(asyncio.BufferedProtocol):
     """A framed connection. The accepting side calls `greeted()` once it has accepted the first message.
 
     `on_fault` is told what is wrong with the peer before it is cut off for that; without it the log is.
@@ -53,6 +93,7 @@ class Connection(asyncio.Protocol):
         *,
         accepting: bool = False,
         on_fault: "Callable[[Connection, str], None] | None" = None,
+        outbox: Outbox | None = None,
     ) -> None:
         self.peer = 0
         """A number of the owner's, for its tables."""
@@ -67,6 +108,9 @@ class Connection(asyncio.Protocol):
         self._handler = handler
         self._on_fault = on_fault
         self._accepting = accepting
+        self._outbox = outbox
+        self._held: list[bytes] = []
+        self._held_bytes = 0
         self._decoder = wire.Decoder()
         self._transport: asyncio.Transport | None = None
         self._deadline: asyncio.TimerHandle | None = None
@@ -92,12 +136,16 @@ class Connection(asyncio.Protocol):
             self._decoder.greeted()
         self._handler.opened(self)
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """asyncio: where to put bytes. The same for all: a new one of this size for each few bytes takes longer than they do."""
+        return _incoming.view
+
+    def buffer_updated(self, nbytes: int) -> None:
         """asyncio: bytes."""
         at = clock.now()
-        self.received_bytes += len(data)
+        self.received_bytes += nbytes
         try:
-            messages = self._decoder.receive(data)
+            messages = self._decoder.receive(_incoming.view[:nbytes])
         except RemoteProtocolError as error:
             self._fault(str(error))
             self.close("protocol", str(error))
@@ -153,7 +201,7 @@ class Connection(asyncio.Protocol):
     @property
     def unsent_bytes(self) -> int:
         """Bytes accepted by `send` that the peer has not taken yet."""
-        return 0 if self._transport is None else self._transport.get_write_buffer_size()
+        return 0 if self._transport is None else self._held_bytes + self._transport.get_write_buffer_size()
 
     @property
     def takes_more(self) -> bool:
@@ -176,7 +224,18 @@ class Connection(asyncio.Protocol):
                 raise
             self._abort(str(error))
             return
-        transport.write(frame)
+        self._held.append(frame)
+        self._held_bytes += len(frame)
+        if self._held_bytes > HELD_BYTES_MAX or self._outbox is None or not self._outbox.holds(self):
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was held back."""
+        frames, self._held, self._held_bytes = self._held, [], 0
+        transport = self._transport
+        if not frames or transport is None or transport.is_closing():
+            return
+        transport.write(frames[0] if len(frames) == 1 else b"".join(frames))
         if transport.get_write_buffer_size() > UNSENT_BYTES_MAX:
             self._abort(f"takes nothing: {UNSENT_BYTES_MAX} bytes wait for it")
 
@@ -201,7 +260,8 @@ class Connection(asyncio.Protocol):
             return
         self._reason = text or code or "closed"
         if code:
-            transport.write(wire.encode(Goodbye(code, text)))
+            self._held.append(wire.encode(Goodbye(code, text)))
+        self.flush()
         transport.close()
         self._cancel_deadline()
         self._deadline = asyncio.get_running_loop().call_later(CLOSE_S, transport.abort)

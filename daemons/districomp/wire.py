@@ -56,7 +56,7 @@ class Decoder:
         """Bytes of a frame that is not complete yet."""
         return len(self._buffer)
 
-    def receive(self, data: bytes) -> list[AnyMessage]:
+    def receive(self, data: bytes | memoryview) -> list[AnyMessage]:
         """The messages that `data` completes, in order. RemoteProtocolError for anything malformed.
 
         The limit is checked on the length prefix, before the frame's memory is taken. A greeting's

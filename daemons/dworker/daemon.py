@@ -13,6 +13,7 @@ import sys
 import time
 
 from districomp import systemd
+from districomp.alarm import Alarm
 from districomp.config import LOOPBACK, Paths, WorkerConfig, parse_coordinator
 from districomp.enrolment import Applicant
 from districomp.identity import IdentityFolder
@@ -65,8 +66,7 @@ class Daemon:
         loop = self._loop = asyncio.get_running_loop()
         self._inbox: list[Events] = []
         self._turn_is_due = False
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at: float | None = None
+        self._alarm = Alarm(self._time_is_up, time.monotonic)
         self._stopped: asyncio.Future[None] = loop.create_future()
         limits.raise_own()
         self._core = WorkerCore(
@@ -125,8 +125,7 @@ class Daemon:
                 self._stopped.result()
         finally:
             alive.cancel()
-            if self._timer is not None:
-                self._timer.cancel()
+            self._alarm.cancel_timer()
             self._streams.close()
             self._cache.close()
             await self._host.close()
@@ -173,7 +172,7 @@ class Daemon:
             effects += self._core.tick(now)
             for effect in effects:
                 self._carry_out(effect)
-            self._set_timer(now)
+            self._alarm.set(self._core.deadline())
         except Exception as error:
             if not self._stopped.done():
                 self._stopped.set_exception(error)
@@ -181,18 +180,7 @@ class Daemon:
         for event in batch:
             self._note(event)
 
-    def _set_timer(self, now: float) -> None:
-        due = self._core.deadline()
-        if due == self._timer_at:
-            return
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer, self._timer_at = None, due
-        if due is not None:
-            self._timer = self._loop.call_later(max(0.0, due - now), self._time_is_up)
-
     def _time_is_up(self) -> None:
-        self._timer, self._timer_at = None, None
         if not self._turn_is_due:
             self._turn_is_due = True
             self._turn()

@@ -17,7 +17,7 @@ from typing import Final
 from districomp.model import INLINE_BYTES_MAX, STDERR_TAIL_BYTES, Blob
 from dworker.runners import pipes
 
-READ_BYTES: Final = 256 * 1024
+READ_BYTES: Final = 64 * 1024
 _POLL_S: Final = 0.05
 _SLACK: Final = 2 * STDERR_TAIL_BYTES
 
