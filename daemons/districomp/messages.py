@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from districomp.model import Item, Machine, Payload
+from districomp.model import Item, Machine, Payload, Time
 
 PROTOCOL_VERSION: Final = 2
 FRAME_BYTES_MAX: Final = 1024 * 1024
@@ -196,7 +196,7 @@ class Inventory(Message, tag=20):
     leases: list[int]
     indexes: list[int]
     attempts: list[int]
-    started: list[float | None]
+    started: list[Time | None]
     last: bool
 
 
@@ -204,7 +204,7 @@ class Started(Message, tag=21):
     """Attempts that run by now; those shorter than the worker's reporting interval are never named."""
 
     leases: list[int]
-    times: list[float]
+    times: list[Time]
 
 
 class Returned(Message, tag=22):
@@ -224,8 +224,8 @@ class Reports(Message, tag=23):
     reasons: list[str] = []  # all "done"
     exit_codes: list[int | None] = []  # all None
     signals: list[int | None] = []  # all None
-    started: list[float | None] = []  # all None; Unix seconds by the coordinator's clock
-    ended: list[float] = []
+    started: list[Time | None] = []  # all None; Unix seconds by the coordinator's clock
+    ended: list[Time] = []
     cpu_s: list[float | None] = []  # all None
     memory_bytes: list[int | None] = []  # all None
     stderr: list[bytes] = []  # all empty

@@ -88,6 +88,10 @@ Item = Payload | File
 """What a submitter gives for one task: data, a line, or a file."""
 
 
+Time = Annotated[float, msgspec.Meta(ge=-1e10, le=1e11)]
+"""Unix seconds that can be shown as a date: of the years 1653 to 5138."""
+
+
 class Machine(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
     """What a worker's machine is, for `requires` and for people."""
 

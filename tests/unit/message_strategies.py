@@ -16,7 +16,6 @@ _SCALARS: dict[type[inspect.Type], st.SearchStrategy[Any]] = {
     inspect.NoneType: st.none(),
     inspect.BoolType: st.booleans(),
     inspect.IntType: st.integers(-(2**63), 2**64 - 1),
-    inspect.FloatType: st.floats(allow_nan=False),
     inspect.StrType: st.text(max_size=20),
     inspect.BytesType: st.binary(max_size=20),
 }
@@ -36,6 +35,8 @@ def messages_of(kind: type[Message]) -> st.SearchStrategy[Any]:
 def _values(type_: inspect.Type) -> st.SearchStrategy[Any]:
     if type(type_) in _SCALARS:
         return _SCALARS[type(type_)]
+    if isinstance(type_, inspect.FloatType):
+        return st.floats(type_.ge, type_.le, allow_nan=False)
     if isinstance(type_, inspect.UnionType):
         return st.one_of([_values(one) for one in type_.types])
     if isinstance(type_, inspect.ListType):

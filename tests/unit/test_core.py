@@ -6,6 +6,7 @@ import pytest
 
 from dcoord.core.events import Degraded, SpaceLeft
 from dcoord.core.records import DropRecord, FrontierRecord, JobEndRecord, JobRecord, OutcomeRecord, PayloadRecord
+from dcoord.core.submit import DRAFTS_MAX
 from districomp.messages import (
     PROTOCOL_VERSION,
     Accepted,
@@ -292,6 +293,19 @@ def test_the_same_request_gives_the_same_job_also_after_a_restart() -> None:
     assert lab.submit(3, request_id="r1") == job
     assert lab.restart().submit(3, request_id="r1") == job
     assert len(lab.recorded(JobRecord)) == 1
+
+
+def test_a_connection_has_only_so_many_submissions_under_way_repeated_ones_too() -> None:
+    lab = Lab()
+    lab.submit(3, request_id="r1")
+    for request in range(DRAFTS_MAX):
+        lab.receive(900, Submit(request, "r1" if request % 2 else "", "work", {}, last=False))
+    assert not lab.take(Refused)
+    lab.receive(900, Submit(DRAFTS_MAX, "r1", "work", {}, last=False))
+    assert [refused.request for refused in lab.take(Refused)] == [DRAFTS_MAX]
+    lab.receive(900, Items(1, [b"a"], last=True))
+    lab.receive(900, Submit(DRAFTS_MAX, "r1", "work", {}, last=False))
+    assert not lab.take(Refused)
 
 
 def test_a_submission_whose_client_vanishes_leaves_nothing() -> None:

@@ -179,6 +179,35 @@ def test_retrying_what_all_went_well_changes_nothing() -> None:
     assert lab.take(Refused)[0].code == "unknown_job"
 
 
+def test_machines_are_asked_again_once_however_many_jobs_need_it() -> None:
+    lab = Lab()
+    lab.join(1, machine=Machine(labels=["lab"]))
+    for _ in range(3):
+        lab.receive(900, Cancel(3, lab.submit(1, "picky")))
+    lab.submit(1, "picky")
+    lab.take(Ask)
+    lab.receive(1, Has(["povray"], []))
+    for _ in range(3):
+        lab.advance(10.0)
+        lab.receive(1, Has([], []))
+    assert len(lab.take(Ask)) == 1
+
+
+def test_of_a_task_that_was_cancelled_meanwhile_an_old_backoff_is_forgotten() -> None:
+    lab = Lab()
+    lab.join(1, slots=2)
+    job = lab.submit(2)
+    lab.report(1, lab.leases(1)[:1], "exit")
+    lab.receive(900, Cancel(3, job, [0]))
+    lab.receive(900, Retry(4, job))
+    lab.advance(0.5)
+    lab.report(1, lab.leases(1), "exit")
+    lab.advance(0.9)
+    assert not lab.leases(1)
+    lab.advance(0.1)
+    assert [index for _, _, index in lab.leases(1)] == [0]
+
+
 def test_a_task_that_still_stops_is_not_mistaken_for_the_one_that_was_queued_again() -> None:
     lab = Lab()
     lab.join(1)

@@ -1,8 +1,11 @@
 """The coordinator's core: after a restart, and cancelling. No I/O, no sleep."""
 
+from unittest.mock import Mock
+
 import pytest
 from msgspec.structs import replace
 
+from dcoord.core import join
 from dcoord.core.records import FrontierRecord, OutcomeRecord
 from districomp.messages import (
     BATCH_TASKS,
@@ -14,7 +17,7 @@ from districomp.messages import (
     Stop,
 )
 from districomp.model import FAILED
-from tests.unit.corelab import Lab, counts
+from tests.unit.corelab import Lab, counts, restore
 
 NOTHING = Inventory(0, [], [], [], [], True)
 
@@ -53,6 +56,39 @@ def test_after_a_restart_what_is_above_the_frontier_is_leased_at_once_and_the_re
     later.advance(16.0)
     assert list(later.core.jobs[1].doubt) == []
     assert later.core.jobs[1].next_index() == 0
+
+
+def test_only_the_last_worker_to_come_back_settles_what_is_in_doubt(monkeypatch: pytest.MonkeyPatch) -> None:
+    lab = Lab()
+    lab.join(1)
+    lab.join(2)
+    lab.submit(2)
+    settled = Mock(side_effect=join.settle_doubt)
+    monkeypatch.setattr(join, "settle_doubt", settled)
+    later = lab.restart()
+    later.join(5, worker="w1")
+    assert not settled.called
+    later.join(6, worker="w2")
+    settled.assert_called_once()
+    later.join(7)
+    later.join(8, worker="w1", process=2)
+    settled.assert_called_once()
+
+
+def test_a_seal_of_a_job_that_a_copy_of_the_journal_does_not_have_yet_is_passed_over() -> None:
+    lab = Lab()
+    copy = restore(lab.records, lab.core.epoch + 1)
+    lab.join(1, slots=3)
+    lab.submit(3)
+    assert len(lab.leases(1)) == 3
+    later = Lab(copy, lab.now)
+    later.sealed = lab.sealed
+    job = later.submit(1)
+    later.join(5, worker="w1", inventory=False)
+    later.prove(5, "w1")
+    assert not later.core.fleet.by_id["w1"].sealed
+    later.receive(5, NOTHING)
+    assert [(job, index) for _, job, index in later.leases(5)] == [(job, 0)]
 
 
 def test_once_every_worker_is_back_nothing_waits() -> None:

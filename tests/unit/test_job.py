@@ -88,7 +88,7 @@ class Story:
 
     def due(self, number: int) -> None:
         for index in list(self.job.waiting)[:number]:
-            self.job.due(index)
+            self.job.due([index], 9.0)
             self.may_take.add(index)
 
     def cancel_one(self, number: int) -> None:

@@ -1,15 +1,19 @@
 """The set of messages itself: complete, numbered, documented."""
 
+import math
 import re
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 import pytest
 
 from districomp import messages
+from districomp.documents import iso_time
+from districomp.errors import RemoteProtocolError
 from districomp.messages import FRAME_BYTES_MAX, GREETING_BYTES_MAX, Message
-from districomp.model import INLINE_BYTES_MAX
-from districomp.wire import encode
+from districomp.model import INLINE_BYTES_MAX, Time
+from districomp.wire import Decoder, encode
 
 from .message_strategies import MESSAGE_TYPES
 
@@ -42,6 +46,24 @@ def test_fields_with_defaults_come_last() -> None:
     for kind in MESSAGE_TYPES:
         required = [field.required for field in msgspec.structs.fields(kind)]
         assert required == sorted(required, reverse=True), kind.__name__
+
+
+@pytest.mark.parametrize("time", [math.inf, -math.inf, math.nan, 1e18, -1e18])
+def test_a_time_that_cannot_be_shown_as_a_date_is_not_taken(time: float) -> None:
+    for message in (
+        messages.Started([1], [time]),
+        messages.Inventory(1, [1], [1], [1], [time], True),
+        messages.Reports(1, 1, [1], [1], started=[time]),
+        messages.Reports(1, 1, [1], [1], ended=[time]),
+    ):
+        with pytest.raises(RemoteProtocolError):
+            Decoder().receive(encode(message))
+
+
+def test_each_time_that_is_taken_can_be_shown() -> None:
+    (limits,) = [one for one in get_args(Time) if isinstance(one, msgspec.Meta)]
+    assert iso_time(limits.ge)
+    assert iso_time(limits.le)
 
 
 def test_an_inline_payload_fits_into_any_frame_but_a_greeting() -> None:

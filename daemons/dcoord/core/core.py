@@ -121,6 +121,8 @@ class Core:
         self.repeats: dict[tuple[int, int], int] = {}
         self.answers: list[tuple[int, int, int]] = []
         """(peer, request, job): carried out, for the driver to answer with the job's document after the commit."""
+        self.asking: dict[Requires, None] = {}
+        """Requirements of whose programs machines are asked again from time to time."""
         self.inventories: dict[str, dict[int, None]] = {}
         self.returning: dict[str, str] = {}
         """Workers (id: name) that were here before the restart and have not said yet what they hold."""
@@ -313,9 +315,8 @@ class Core:
     def schedule_retry(self, delay_s: float, job: Job, indexes: list[int]) -> None:
         """Make these tasks leasable again after their backoff."""
 
-        def retry(_now: float) -> None:
-            for index in indexes:
-                job.due(index)
+        def retry(now: float) -> None:
+            job.due(indexes, now)
             self.backlog.add(job)
 
         self._schedule(self.now + delay_s, retry)

@@ -7,6 +7,7 @@ nothing of workers, messages or the clock; `reports.py` and `place.py` decide wh
 
 from collections import deque
 from collections.abc import Iterable
+from math import inf
 
 from dcoord.core.doubt import Doubt
 from dcoord.core.payload import Payloads
@@ -20,7 +21,6 @@ from districomp.taskdef import Definition
 _NO_STATES = bytearray()
 _NO_INDICES: deque[int] = deque()
 
-_TOOK_S_MAX = 1e9
 MEAN_WEIGHT = 0.2
 """Weight of the newest batch in the running means of duration and size."""
 
@@ -35,6 +35,7 @@ class Job:
         "doubt",
         "ended",
         "frontier",
+        "leased_before",
         "mean_result_bytes",
         "mean_s",
         "payloads",
@@ -63,6 +64,8 @@ class Job:
         """No index at or above it was ever leased."""
         self.frontier = 0
         """No index at or above it may be leased before a FrontierRecord is written."""
+        self.leased_before = 0
+        """No index at or above it was leased before the job was restored."""
         self.ready: deque[int] = deque()
         """Given back one by one: to be leased before all others; one whose task is not queued any more is skipped."""
         self.waiting: dict[int, float] = {}
@@ -155,11 +158,12 @@ class Job:
         self.move(index, QUEUED)
         self.waiting[index] = until
 
-    def due(self, index: int) -> None:
-        """A task's backoff has passed."""
-        if index in self.waiting:
-            del self.waiting[index]
-            self.ready.append(index)
+    def due(self, indexes: list[int], now: float) -> None:
+        """The backoff of those that still wait, and not for a later time, has passed."""
+        for index in indexes:
+            if self.waiting.get(index, inf) <= now:
+                del self.waiting[index]
+                self.ready.append(index)
 
     def settle_doubt(self) -> None:
         """Nobody holds what is in doubt, nor what was queued again meanwhile: all of it can be leased."""
@@ -295,8 +299,7 @@ class Job:
         if outcome.started and outcome.ended:
             took = [e - s for s, e in zip(outcome.started, outcome.ended, strict=True) if s is not None]
             if took:
-                # Bounded, because a worker may say anything: infinity would make the mean no number.
-                mean = min(_TOOK_S_MAX, max(0.0, sum(took) / len(took)))
+                mean = max(0.0, sum(took) / len(took))  # a worker's clock may have been set back
                 self.mean_s = mean if self.mean_s is None else self.mean_s + MEAN_WEIGHT * (mean - self.mean_s)
         if outcome.results:
             size = sum(len(r) if isinstance(r, bytes) else 128 for r in outcome.results)
@@ -310,7 +313,7 @@ class Job:
         for head in restored.heads:
             self._apply(head)
         self._forget_tries(list(ENDED_STATES))
-        self.position = self.frontier = self.cursor = restored.frontier
+        self.position = self.frontier = self.cursor = self.leased_before = restored.frontier
         self.started = restored.started
         self.serial = restored.last_serial
         # Looking for a state that no task has is ten times as quick as counting; and most are queued.

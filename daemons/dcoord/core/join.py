@@ -141,9 +141,7 @@ def _reconcile(core: "Core", worker: Worker, named: dict[int, None]) -> None:
     for requires in core.fleet.roomy:
         ask(core, worker, requires)
     core.fleet.make_roomy(worker)
-    core.returning.pop(worker.id, None)
-    if not core.returning:
-        settle_doubt(core, nobody_was_here=False)
+    _is_back(core, worker)
 
 
 def on_has(core: "Core", worker: Worker, message: Has) -> None:
@@ -169,8 +167,12 @@ def ask_all(core: "Core", requires: Requires) -> None:
         return
     for worker in core.fleet.by_peer.values():
         ask(core, worker, requires)
+    if requires in core.asking:
+        return
+    core.asking[requires] = None
 
     def ask_again(_now: float) -> None:
+        del core.asking[requires]
         if requires in core.fleet.roomy:
             for worker in core.fleet.by_peer.values():
                 for program in requires.programs:
@@ -198,8 +200,7 @@ def lose(core: "Core", worker: Worker) -> None:
     _lose_leases(core, worker)
     core.fleet.forget(worker)
     core.effects.append(WorkerRecord(worker.id, worker.name, False, core.now))
-    if core.returning.pop(worker.id, None) is not None and not core.returning:
-        settle_doubt(core, nobody_was_here=False)
+    _is_back(core, worker)
 
 
 def _lose_leases(core: "Core", worker: Worker) -> None:
@@ -229,6 +230,12 @@ def _lose_leases(core: "Core", worker: Worker) -> None:
         lease.job.give_back(lease.index)
         core.backlog.add(lease.job)
     end_attempts(core, worker, lost, "worker_lost")
+
+
+def _is_back(core: "Core", worker: Worker) -> None:
+    """A worker will say no more of what it has from before the restart."""
+    if core.returning.pop(worker.id, None) is not None and not core.returning:
+        settle_doubt(core, nobody_was_here=False)
 
 
 def settle_doubt(core: "Core", *, nobody_was_here: bool) -> None:

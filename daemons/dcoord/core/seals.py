@@ -43,5 +43,6 @@ def on_sealed(core: "Core", worker: Worker, message: Sealed) -> None:
     if job is None or message.lease + len(message.indexes) > core.fence:
         return
     for place, index in enumerate(message.indexes):
-        if job.states[index] == QUEUED:
+        # Of a journal that is a copy of before, as people put one back, a job of this number may have been another.
+        if index < job.leased_before and job.states[index] == QUEUED:
             worker.sealed[message.lease + place] = job.id, index

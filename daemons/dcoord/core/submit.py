@@ -3,6 +3,7 @@
 A submission that never ends leaves nothing behind. Items are checked by the definition's own rules.
 """
 
+from itertools import chain
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -63,22 +64,21 @@ def on_submit(core: "Core", peer: int, message: Submit, fault: tuple[str, str] |
         if fault is not None:
             raise _Refusal(*fault)
         known = core.request_ids.get(message.request_id) if message.request_id else None
-        if known is not None:
-            if core.jobs[known].record.user != message.user:
-                raise _Refusal("bad_request", "this request id belongs to somebody else's job; use a new UUID")
-            if message.last:
-                job = core.jobs[known]
-                core.effects.append(Send(peer, Accepted(message.request, job.id, job.record.count)))
-            else:
-                core.repeats[peer, message.request] = known
+        if known is not None and core.jobs[known].record.user != message.user:
+            raise _Refusal("bad_request", "this request id belongs to somebody else's job; use a new UUID")
+        if known is not None and message.last:
+            core.effects.append(Send(peer, Accepted(message.request, known, core.jobs[known].record.count)))
             return
         key = peer, message.request
         if key in core.drafts or key in core.repeats:
             raise _Refusal("bad_request", f"request {message.request} of this connection is a submission under way")
-        if sum(1 for other, _ in core.drafts if other == peer) >= DRAFTS_MAX:
+        if sum(other == peer for other, _ in chain(core.drafts, core.repeats)) >= DRAFTS_MAX:
             raise _Refusal("bad_request", f"this connection has {DRAFTS_MAX} submissions under way; end one first")
+        if known is not None:
+            core.repeats[key] = known
+            return
         draft = _begin(core, message)
-        core.drafts[peer, message.request] = draft
+        core.drafts[key] = draft
         _add_items(core, draft, message.items)
         if message.last:
             _finish(core, peer, message.request)
