@@ -13,8 +13,9 @@ from dworker.reports import Rows
 
 LAST_S: Final = 0.002
 """So long waits for company what ended of a job of which nothing else is held here."""
-GATHER_S: Final = 0.01
-"""The same if more of each job is held here: nobody is done when these are."""
+GATHER_S: Final = 0.015
+"""The same if more of each job is held here: nobody is done when these are. Longer than the spawn server gathers, so that two
+of its replies meet."""
 
 
 class Gathering:

@@ -22,10 +22,11 @@ PIPELINE_S: Final = 0.02
 """How much work of one job such a slot has in hand: what cannot be recalled or go to another slot."""
 TAKE_BACK_S: Final = 0.05
 """When a slot's first attempt runs so long, or what the slot has in hand would take twice that, others get what waits behind it."""
-AHEAD_MAX: Final = 8
+AHEAD_MAX: Final = 16
 """The most attempts in the hand of a slot in which processes follow one another."""
-AHEAD_S: Final = 0.005
-"""How much work of one job such a slot has in hand. What follows one that takes longer comes back."""
+AHEAD_S: Final = 0.01
+"""How much work of one job such a slot has in hand: two at least only if each ends, on average, before it is said to last and
+what follows it comes back."""
 _MEMORY: Final = 0.8
 """Weight of the past in a job's mean attempt time."""
 

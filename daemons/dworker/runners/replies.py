@@ -6,8 +6,9 @@ import marshal
 import select
 import time
 
-LATER_S = 0.005
-"""A reply that can wait does so for company: most tasks of a batch have ended by then."""
+LATER_S = 0.01
+"""A reply that can wait does so for company: what it says is of no use to anybody while more of its slot waits here, and each
+time that the worker wakes up costs as much as several tasks."""
 LENGTH = struct.Struct("=I")
 
 

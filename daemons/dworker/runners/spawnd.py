@@ -66,7 +66,7 @@ LASTS_S = 0.005
 """Who runs this long has its pipes read by the worker: until then they take 64 KiB by themselves."""
 CAPTURES_MAX = 100
 """So many at most are held here at once: the worker may have more files open."""
-RECEIVE_BYTES = 256 * 1024
+RECEIVE_BYTES = 64 * 1024
 FDS_MAX = 253  # SCM_MAX_FD
 
 
