@@ -17,8 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-READY_S: Final = 20.0
-END_S: Final = 20.0
+READY_S: Final = 60.0
+END_S: Final = 60.0
 
 COORDINATOR_YAML: Final = """\
 name: {name}

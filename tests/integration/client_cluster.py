@@ -14,8 +14,9 @@ import pytest
 from districomp.client import Client
 from districomp.errors import DistricompError
 from tests.integration.clientlab import DAEMONS
+from tests.patience import PATIENCE_S
 
-BOUND_S = 30.0
+BOUND_S = PATIENCE_S
 
 COORDINATOR_YAML = """\
 name: client-tests

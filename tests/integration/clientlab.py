@@ -48,8 +48,9 @@ from districomp.messages import (
 )
 from districomp.model import CANCELLED, DONE, FAILED, QUEUED, Item, Payload
 from districomp.outcome import Outcome
+from tests.patience import PATIENCE_S
 
-BOUND_S = 20.0
+BOUND_S = PATIENCE_S
 """How long the lab waits for anything before a test has failed."""
 DAEMONS = Path(__file__).resolve().parents[2] / "daemons"
 SUBMITTED = "2026-01-02T03:04:05.678Z"

@@ -14,8 +14,9 @@ import uvloop
 from dcoord.authority import Authority
 from dcoord.door import Door, Limits
 from districomp import tls
+from tests.patience import PATIENCE_S
 
-WAIT_S = 15.0
+WAIT_S = PATIENCE_S
 TO_PLAIN = b"this port speaks TLS"
 HELLO = b"hello"
 LOOPS = ("uvloop", "asyncio")

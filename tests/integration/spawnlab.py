@@ -9,8 +9,9 @@ from typing import Any
 
 from dworker.runners.capture import open_input
 from dworker.runners.spawn import Ending, Exit, Lasts, Request, Spawner
+from tests.patience import PATIENCE_S
 
-WAIT_S = 20.0
+WAIT_S = PATIENCE_S
 PYTHON = [sys.executable, "-c"]
 Kind = Callable[[Callable[[int, Ending], None]], Spawner]
 

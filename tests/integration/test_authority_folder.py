@@ -22,6 +22,7 @@ from dcoord.authority_file import FILE_BYTES_MAX
 from districomp.errors import ConfigError
 from districomp.tokens import cluster_id
 from tests.integration.tlslab import good_for, kept, member
+from tests.patience import PATIENCE_S
 
 CHILD = Path(__file__).with_name("authority_child.py")
 NOBODY = 65534
@@ -54,7 +55,7 @@ def test_two_that_start_at_once_are_one_cluster(folder: Path, tmp_path: Path) ->
         cluster = Authority.open(tmp_path / "made", "lab").cluster
         shutil.copy(tmp_path / "made" / "authority.json", folder)
         os.close(first)
-        assert second.communicate(timeout=60)[0].strip() == cluster
+        assert second.communicate(timeout=PATIENCE_S)[0].strip() == cluster
 
 
 def waits_for_a_lock(process: int) -> bool:
@@ -148,7 +149,11 @@ def as_user(user: int, program: str) -> str:
     switch = f"import os\nif os.geteuid() == 0:\n os.setgroups([]); os.setgid({user}); os.setuid({user})\n"
     imports = "from pathlib import Path\nfrom dcoord.authority import Authority\n"
     ran = subprocess.run(
-        [sys.executable, "-c", imports + switch + program], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", imports + switch + program],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
     )
     return (ran.stdout or ran.stderr).strip().splitlines()[-1]
 

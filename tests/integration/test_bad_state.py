@@ -9,6 +9,7 @@ import apsw
 import pytest
 
 from demo.cluster import Cluster, script
+from tests.patience import PATIENCE_S
 
 CONFIG = "listen: {address: 127.0.0.1, port: 0}\nweb: {port: 0, spawn: false}\ndata: {port: 0}\nadvertise: false\n"
 
@@ -25,7 +26,7 @@ def start(tmp_path: Path, state: Path, *, file_bytes_max: int | None = None) -> 
 
     return subprocess.run(
         [script("dcoord"), "--config", str(config)],
-        env=environment, capture_output=True, text=True, timeout=30, check=False, preexec_fn=limit,
+        env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False, preexec_fn=limit,
     )  # fmt: skip
 
 

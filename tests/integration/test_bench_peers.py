@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from demo.cluster import wait_until
+from tests.patience import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -48,7 +49,7 @@ def processes_of(scratch: Path) -> list[str]:
 
 def test_it_measures_districomp_and_leaves_nothing(scratch: Path) -> None:
     process = start(scratch, "--only", "districomp,dask")
-    out, _ = process.communicate(timeout=55)
+    out, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, out
     assert "| **districomp 0." in out
     assert "yes, before it is acknowledged" in out
@@ -62,7 +63,7 @@ def test_interrupted_it_ends_what_it_started(scratch: Path) -> None:
     process = start(scratch, "--only", "districomp")
     wait_until(lambda: list(scratch.glob("bench-*/w1.log")), "the second worker's start")
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=55)
+    out, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 1, out
     assert "everything that was started has been ended" in out
     assert not processes_of(scratch)
@@ -88,6 +89,6 @@ def test_what_detached_itself_is_ended_too(scratch: Path) -> None:
 
 def test_an_unknown_system_is_refused_with_those_there_are(scratch: Path) -> None:
     process = start(scratch, "--only", "slurm")
-    out, _ = process.communicate(timeout=55)
+    out, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 2
     assert "there is no slurm; there are: districomp, " in out

@@ -29,6 +29,7 @@ from districomp.messages import BATCH_BYTES, Goodbye, HelloClient, Items, Query,
 from districomp.model import CANCELLED, DONE, FAILED, QUEUED, SKIPPED, File
 from districomp.outcome import Outcome
 from tests.integration.clientlab import DataPort, Lab, in_background, running
+from tests.patience import PATIENCE_S
 
 
 @pytest.fixture
@@ -281,7 +282,7 @@ def test_the_same_request_id_gives_the_same_job(client: Client) -> None:
 def test_wait_returns_the_final_document(lab: Lab, client: Client) -> None:
     job = client.submit("d", items=["a", "b"])
     waiting = in_background(lambda: lab.wait_for_message(Watch), lambda: lab.end(1, [1]), lambda: lab.end(1, [0]))
-    assert job.wait(10).state == "done"
+    assert job.wait(PATIENCE_S).state == "done"
     waiting.join()
 
 
@@ -300,7 +301,7 @@ def test_results_come_in_task_order_and_as_completed_in_theirs(lab: Lab, client:
     lab.end(1, [1, 2], [b"1", None], states=[DONE, FAILED], reasons=["done", "exit"], exit_codes=[None, 7])
     lab.end(1, [0], [None], states=[QUEUED], reasons=["worker_lost"])
     assert [result.index for result in job.results(wait=False)] == [1, 2, 3]
-    ordered = job.results(timeout=10)
+    ordered = job.results(timeout=PATIENCE_S)
     lab.end(1, [0], [b"0"])
     found = list(ordered)
     assert [result.task for result in found] == ["1.0", "1.1", "1.2", "1.3"]
@@ -313,7 +314,7 @@ def test_results_come_in_task_order_and_as_completed_in_theirs(lab: Lab, client:
 def test_results_stream_before_the_job_has_ended(lab: Lab, client: Client) -> None:
     job = client.submit("d", items=["a", "b"])
     lab.end(1, [0], [b"first"])
-    ordered = job.results(timeout=10)
+    ordered = job.results(timeout=PATIENCE_S)
     assert next(ordered).read() == b"first"
     lab.end(1, [1], [b"second"])
     assert next(ordered).read() == b"second"
@@ -347,14 +348,14 @@ def test_failures_that_were_retried_are_not_results(lab: Lab, client: Client) ->
 def test_a_failure_that_is_retried_while_it_waits_for_its_turn_is_not_a_result(lab: Lab, client: Client) -> None:
     job = client.submit("d", items=["a", "b"])
     lab.end(1, [1], states=[FAILED])
-    ordered = job.results(timeout=10)
+    ordered = job.results(timeout=PATIENCE_S)
     found: list[client_results.TaskResult] = []
     reading = in_background(lambda: found.extend(ordered))
     lab.wait_for_message(Results, 2)  # the rows as they come, and what is there after the first
     lab.end(1, [], states=[FAILED], sweep=QUEUED)
     lab.end(1, [0], [b"a"])
     lab.end(1, [1], [b"b"])
-    reading.join(20)
+    reading.join(PATIENCE_S)
     assert [(result.index, result.state) for result in found] == [(0, "done"), (1, "done")]
 
 
@@ -382,17 +383,17 @@ def test_waiting_goes_on_when_the_coordinator_is_back(lab: Lab) -> None:
     with Client(on_notice=notices.append) as client:
         job = client.submit("d", items=["a", "b"])
         done: list[str] = []
-        waiting = in_background(lambda: done.append(job.wait(30).state))
+        waiting = in_background(lambda: done.append(job.wait(PATIENCE_S).state))
         lab.wait_for_message(Watch)
         lab.stop()
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE_S
         while not notices and time.monotonic() < deadline:
             time.sleep(0.01)
         assert "away" in notices[0]
         lab.start()
         lab.wait_for_message(Watch, 2)
         lab.end(1, [0, 1])
-        waiting.join(20)
+        waiting.join(PATIENCE_S)
     assert done == ["done"]
     assert notices[-1] == "coordinator is back"
 
@@ -400,7 +401,7 @@ def test_waiting_goes_on_when_the_coordinator_is_back(lab: Lab) -> None:
 def test_reading_goes_on_where_it_was(lab: Lab, client: Client) -> None:
     job = client.submit("d", items=["a", "b", "c"])
     lab.end(1, [0], [b"0"])
-    ordered = job.results(timeout=30)
+    ordered = job.results(timeout=PATIENCE_S)
     assert next(ordered).read() == b"0"
     lab.cut()
     ending = in_background(
@@ -445,10 +446,10 @@ def test_a_request_that_always_breaks_the_connection_is_given_up(
 def test_one_thread_cancels_while_another_waits(lab: Lab, client: Client) -> None:
     job = client.submit("d", data="a")
     states: list[str] = []
-    waiting = in_background(lambda: states.append(job.wait(20).state))
+    waiting = in_background(lambda: states.append(job.wait(PATIENCE_S).state))
     lab.wait_for_message(Watch)
     job.cancel()
-    waiting.join(20)
+    waiting.join(PATIENCE_S)
     assert states == ["cancelled"]
 
 
@@ -462,10 +463,10 @@ def test_rows_that_make_no_sense(lab: Lab, client: Client) -> None:
         job = client.submit("d", items=["a", "b"])
         lab.jobs[job.number].rows.append(msgspec.msgpack.encode(Outcome(job.number, 1, "w", **columns)))  # type: ignore[arg-type]
         with pytest.raises(RemoteProtocolError):
-            list(job.results(timeout=5))
+            list(job.results(timeout=PATIENCE_S))
     lab.jobs[job.number].rows = [b"no row"]
     with pytest.raises(RemoteProtocolError):
-        list(job.results(timeout=5))
+        list(job.results(timeout=PATIENCE_S))
 
 
 def test_a_cancelled_state_is_told(lab: Lab, client: Client) -> None:

@@ -10,6 +10,7 @@ from districomp.client import Client
 from districomp.errors import RefusedError
 from tests.integration.client_cluster import Cluster, started_cluster
 from tests.integration.clientlab import dctl
+from tests.patience import PATIENCE_S
 
 __all__ = ["started_cluster"]
 
@@ -22,7 +23,9 @@ def cluster(started_cluster: Cluster, tmp_path: Path, monkeypatch: pytest.Monkey
     with Client(started_cluster.socket) as client:
         other = client.submit("upper", items=[b"other %d" % number for number in range(50)])
         yield started_cluster
-        assert [result.read() for result in other.results(timeout=30)] == [b"OTHER %d" % number for number in range(50)]
+        assert [result.read() for result in other.results(timeout=PATIENCE_S)] == [
+            b"OTHER %d" % number for number in range(50)
+        ]
 
 
 def refused(*arguments: str, stdin: bytes = b"") -> str:
@@ -85,11 +88,11 @@ def test_odd_items_that_are_none_the_less_right(cluster: Cluster, tmp_path: Path
     odd = [b"", b"a\0b", b"\xff", b"two\nlines", b"x" * 1_000_000]
     with Client(cluster.socket) as client:
         job = client.submit("copy", items=odd)
-        assert [result.read() for result in job.results(timeout=30)] == odd
+        assert [result.read() for result in job.results(timeout=PATIENCE_S)] == odd
         argument = client.submit("argument", items=[b"x" * 100_000, "é\n".encode()])
-        assert [result.read().strip() for result in argument.results(timeout=30)] == [b"100000", b"3"]
+        assert [result.read().strip() for result in argument.results(timeout=PATIENCE_S)] == [b"100000", b"3"]
         typed = client.submit("typed", params={"count": 1, "word": "y" * 100_000})
-        assert len(next(typed.results(timeout=30)).read()) == 100_000 + len("1  0\n")
+        assert len(next(typed.results(timeout=PATIENCE_S)).read()) == 100_000 + len("1  0\n")
         with pytest.raises(
             RefusedError, match=r"'word' has 200,000 bytes, an argument can have 131,071; give it as the item"
         ):

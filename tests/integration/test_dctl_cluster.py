@@ -15,6 +15,7 @@ from districomp.client import Client
 from districomp.errors import RefusedError
 from tests.integration.client_cluster import DEFINITIONS, Cluster, Elsewhere, cluster, started_cluster
 from tests.integration.clientlab import dctl
+from tests.patience import PATIENCE_S
 
 __all__ = ["cluster", "started_cluster"]
 
@@ -160,7 +161,7 @@ def test_what_the_coordinator_refuses_is_a_sentence(cluster: Cluster, arguments:
 def test_the_library(cluster: Cluster) -> None:
     with districomp.Client() as client:
         job = client.submit("upper", items=["a", "b" * 70_000, b"c"], name="library")
-        assert [result.read() for result in job.results(timeout=30)] == [b"A", b"B" * 70_000, b"C"]
+        assert [result.read() for result in job.results(timeout=PATIENCE_S)] == [b"A", b"B" * 70_000, b"C"]
         assert sorted(result.index for result in job.as_completed()) == [0, 1, 2]
         document = job.wait(10)
         assert (document.state, document.name, document.tasks, job.tasks) == ("done", "library", 3, 3)
@@ -192,7 +193,7 @@ def test_a_killed_coordinator_is_waited_for(tmp_path: Path, monkeypatch: pytest.
             assert b"coordinator away, waiting" in process.stderr.readline()
             cluster.start_coordinator()
             cluster.start_worker()
-            out, said = process.communicate(timeout=40)
+            out, said = process.communicate(timeout=PATIENCE_S)
         assert process.returncode == 0, said
         assert out == b"".join(b"%d\n" % number for number in range(1, 301))
     finally:
@@ -212,7 +213,7 @@ def test_status_is_fast(cluster: Cluster) -> None:
         [sys.executable, "-c", "import sys, dctl.__main__ as m; m.run(['status']); print(*sys.modules)"],
         capture_output=True,
         check=True,
-        timeout=20,
+        timeout=PATIENCE_S,
     ).stdout.decode()
     heavy = {"asyncio", "rich", "yaml", "http.client", "ssl", "tempfile", "zeroconf", "dctl.submit"}
     assert not heavy & set(loaded.split())

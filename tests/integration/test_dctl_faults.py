@@ -16,6 +16,7 @@ import pytest
 from districomp.messages import Results, Submit, Watch
 from districomp.model import DONE, FAILED, Blob, File
 from tests.integration.clientlab import DataPort, Lab, Terminal, dctl, running
+from tests.patience import PATIENCE_S
 
 
 @pytest.fixture
@@ -158,7 +159,7 @@ def test_run_prints_in_task_order(lab: Lab, start: Start) -> None:
     lab.wait_for_message(Submit)
     lab.end(1, [2, 1], [b"c\n", b"b"])
     lab.end(1, [0], [b"a\n"])
-    out, said = process.communicate(timeout=20)
+    out, said = process.communicate(timeout=PATIENCE_S)
     assert (out, said, process.returncode) == (b"a\nb\nc\n", b"", 0)
     assert lab.jobs[1].submit.definition == "shell"
     assert lab.jobs[1].submit.params == {"argv": ["echo", "{item}"]}
@@ -248,7 +249,7 @@ def test_interrupted_the_job_goes_on(lab: Lab, start: Start, command: list[str])
     process = start(*command)
     lab.wait_for(lambda: any(isinstance(message, Watch | Results) for message in lab.received))
     process.send_signal(signal.SIGINT)
-    _out, said = process.communicate(timeout=20)
+    _out, said = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130
     assert b"job 1 goes on; watch: dctl wait 1 --progress; cancel: dctl cancel 1" in said
     assert b"Traceback" not in said
@@ -261,7 +262,7 @@ def test_interrupted_before_the_answer(lab: Lab, start: Start) -> None:
     lab.stop()
     try:
         process.send_signal(signal.SIGINT)
-        _out, said = process.communicate(timeout=20)
+        _out, said = process.communicate(timeout=PATIENCE_S)
     finally:
         lab.start()
     assert process.returncode == 130
@@ -285,7 +286,7 @@ def test_a_coordinator_that_is_restart(lab: Lab, start: Start) -> None:
     assert b"coordinator away, waiting" in process.stderr.readline()
     lab.start()
     lab.end(1, [1, 0], [b"2", b"1"])
-    out, said = process.communicate(timeout=20)
+    out, said = process.communicate(timeout=PATIENCE_S)
     assert (out, process.returncode) == (b"1\n2\n", 0)
     assert said == b"dctl: coordinator is back\n"
 
@@ -297,7 +298,7 @@ def test_progress_without_a_terminal_is_lines(lab: Lab, start: Start) -> None:
     process = start("submit", "d", "--range", "1..3", "--progress")
     lab.wait_for_message(Watch)
     lab.end(1, [0, 1, 2], states=[DONE, DONE, FAILED])
-    _out, said = process.communicate(timeout=20)
+    _out, said = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 1
     lines = said.decode().splitlines()
     assert lines[-2].startswith("dctl: job 1 d  2/3  1 failed  failed")

@@ -10,6 +10,7 @@ import pytest
 from districomp.client import Client
 from tests.integration.client_cluster import Cluster, Elsewhere, cluster, started_cluster
 from tests.integration.clientlab import dctl
+from tests.patience import PATIENCE_S
 
 __all__ = ["cluster", "started_cluster"]
 
@@ -28,7 +29,7 @@ def test_a_matrix_has_all_combinations_and_the_last_varies_fastest(cluster: Clus
     assert dctl("submit", "typed", "--matrix", "word=z", "--param", "count=7", "--results").stdout == b"7 z 0\n"
     with Client(cluster.socket) as client:
         job = client.submit("typed", matrix={"count": [3, 4]})
-        assert [result.read() for result in job.results(timeout=30)] == [b"3 x 0\n", b"4 x 1\n"]
+        assert [result.read() for result in job.results(timeout=PATIENCE_S)] == [b"3 x 0\n", b"4 x 1\n"]
 
 
 @pytest.mark.parametrize("option", ["--wait", "--dry-run"])
@@ -41,7 +42,7 @@ def test_a_large_input_is_never_held_in_memory(cluster: Cluster, tmp_path: Path,
         [*limited, "submit", "needy", "--each-line", "lines", option, "--timeout", "1ms"],
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=PATIENCE_S,
     )
     assert ran.returncode == (124 if option == "--wait" else 0), ran.stderr
 

@@ -22,10 +22,11 @@ from demo.cluster import wait_until
 from districomp import CallFailedError, Executor, RemoteTraceback, executor_calls, executor_engine
 from tests.integration import executorlab
 from tests.integration.executorlab import ExecutorLab, executor, is_gone, lab, notes, writes_its_pid_and_sleeps
+from tests.patience import PATIENCE_S
 
 __all__ = ["executor", "lab", "notes"]
 
-BOUND_S = 30
+BOUND_S = PATIENCE_S
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = """
 class Mine(Exception):

@@ -16,8 +16,9 @@ from demo.cluster import wait_until
 from districomp import CallFailedError
 from tests.integration import executorlab
 from tests.integration.executorlab import ExecutorLab, is_gone, running, writes_its_pid_and_sleeps
+from tests.patience import PATIENCE_S
 
-BOUND_S = 40
+BOUND_S = PATIENCE_S
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ from dworker.cache import CacheError, read_manifest
 from dworker.core import Settings, WorkerCore
 from dworker.events import Connected, Received, Reset
 from tests.integration.weblab import Site, site
+from tests.patience import PATIENCE_S
 
 NO_TEXT = b"\xa2\xff\xfe"
 """Text in MessagePack that is no UTF-8."""
@@ -135,7 +136,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 def said(served: Site, data: bytes) -> bytes:
     """All that is answered, until the other side ends it."""
-    with socket.create_connection(("127.0.0.1", served.web_port), timeout=10) as sock:
+    with socket.create_connection(("127.0.0.1", served.web_port), timeout=PATIENCE_S) as sock:
         sock.sendall(data)
         sock.shutdown(socket.SHUT_WR)
         return b"".join(iter(lambda: sock.recv(65536), b""))

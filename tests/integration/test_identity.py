@@ -16,6 +16,7 @@ from districomp import enrolment, keys
 from districomp.errors import ConfigError, TrustError
 from districomp.identity import Identity, IdentityFolder
 from districomp.messages import Enrolled
+from tests.patience import PATIENCE_S
 
 
 @pytest.fixture
@@ -134,5 +135,7 @@ def test_the_workers_memory_is_its_own(tmp_path: Path) -> None:
         "print(before, ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))\n"
     )
     environment = {**os.environ, "DISTRICOMP_CONFIG_DIR": str(tmp_path), "DISTRICOMP_STATE_DIR": str(tmp_path)}
-    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, timeout=30, check=False)
+    ended = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, timeout=PATIENCE_S, check=False
+    )
     assert ended.stdout.split()[-2:] == [b"1", b"0"], ended.stderr

@@ -30,6 +30,7 @@ from dcoord.core.records import (
 from dcoord.journal import Journal, NotDoneError, Reader, UnknownTaskError, pack_outcome
 from districomp.errors import JournalError
 from districomp.model import DONE, QUEUED, STATE_NAMES
+from tests.patience import PATIENCE_S
 
 from . import journal_child
 from .journal_support import Model, histories, job, outcome, statements_of
@@ -302,7 +303,7 @@ def run_child(*arguments: object) -> bytes:
         stdout=subprocess.PIPE,
         check=True,
         env=child_environment(),
-        timeout=40,
+        timeout=PATIENCE_S,
     ).stdout
 
 

@@ -12,6 +12,7 @@ from dcoord.journal import Journal, NotDoneError, Reader
 from districomp.errors import JournalError
 from districomp.model import CANCELLED, FAILED, QUEUED
 from districomp.outcome import Outcome
+from tests.patience import PATIENCE_S
 
 from .journal_support import job, outcome, serials, statements_of
 
@@ -118,7 +119,7 @@ def test_readers_see_whole_batches_while_it_writes(path: Path, journal: Journal)
     for serial in range(1, total + 1):
         journal.commit([outcome(1, serial, [serial], 500), outcome(2, serial, [serial], 500)])
     for reader in readers:
-        reader.join(timeout=30)
+        reader.join(timeout=PATIENCE_S)
     assert not problems
     assert not any(reader.is_alive() for reader in readers)
 

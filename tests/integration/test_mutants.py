@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.mutants.__main__ import FOLDER, ROOT, BrokenMutantError, Edit, Mutant, apply, judge, load
+from tests.patience import PATIENCE_S
 
 FILES = sorted(FOLDER.glob("*.toml"))
 
@@ -60,6 +61,6 @@ def test_an_edit_that_fits_twice_is_refused(tmp_path: Path) -> None:
 
 def test_an_unknown_name_is_an_error() -> None:
     ended = subprocess.run(
-        [sys.executable, "-m", "tests.mutants", "nothere"], cwd=ROOT, capture_output=True, timeout=30
+        [sys.executable, "-m", "tests.mutants", "nothere"], cwd=ROOT, capture_output=True, timeout=PATIENCE_S
     )
     assert ended.returncode == 2

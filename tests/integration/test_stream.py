@@ -9,6 +9,7 @@ import pytest
 from districomp import stream
 from districomp.messages import AnyMessage, Define, Heartbeat, HelloClient
 from districomp.stream import Connection
+from tests.patience import PATIENCE_S
 
 
 class Owner:
@@ -33,7 +34,7 @@ class Owner:
         self.changed.set()
 
     async def until(self, condition: Callable[[], object]) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             while not condition():
                 self.changed.clear()
                 await self.changed.wait()

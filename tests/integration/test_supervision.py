@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from districomp import systemd
+from tests.patience import PATIENCE_S
 
 TELL = """
 from districomp import systemd
@@ -22,15 +23,15 @@ systemd.stopping()
 def test_systemd_hears_ready_alive_and_stopping(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
         listener.bind(str(tmp_path / "notify"))
-        listener.settimeout(10)
+        listener.settimeout(PATIENCE_S)
         environment = {**os.environ, "NOTIFY_SOCKET": str(tmp_path / "notify")}
-        subprocess.run([sys.executable, "-c", TELL], env=environment, check=True, timeout=30)
+        subprocess.run([sys.executable, "-c", TELL], env=environment, check=True, timeout=PATIENCE_S)
         heard = [listener.recv(1000).decode() for _ in range(3)]
     assert heard == ["READY=1\nSTATUS=page here", "WATCHDOG=1", "STOPPING=1"]
 
 
 def test_without_systemd_nothing_happens() -> None:
-    subprocess.run([sys.executable, "-W", "error", "-c", TELL], check=True, timeout=30)
+    subprocess.run([sys.executable, "-W", "error", "-c", TELL], check=True, timeout=PATIENCE_S)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +62,7 @@ def test_the_journals_form_is_for_the_journals_stream_only(tmp_path: Path) -> No
     def run(stream: str) -> str:
         with path.open("w") as file:
             environment = {**os.environ, "JOURNAL_STREAM": stream}
-            subprocess.run([sys.executable, "-c", code], env=environment, stderr=file, check=True, timeout=30)
+            subprocess.run([sys.executable, "-c", code], env=environment, stderr=file, check=True, timeout=PATIENCE_S)
         return path.read_text()
 
     path.touch()

@@ -13,6 +13,7 @@ import pytest
 from demo.cluster import wait_until
 from tests.integration.taskslab import TASKS, TasksLab, tasks_lab
 from tests.integration.test_tasks_check import BAD_FILES
+from tests.patience import PATIENCE_S
 
 __all__ = ["tasks_lab"]
 
@@ -96,7 +97,11 @@ def run_typed(lab: TasksLab, command: str) -> str:
     """A line as a person would type it, with `dctl` found."""
     path = f"{Path(sys.executable).parent}:{lab.cluster.environment['PATH']}"
     done = subprocess.run(
-        ["sh", "-c", command], env=lab.cluster.environment | {"PATH": path}, capture_output=True, text=True, timeout=50
+        ["sh", "-c", command],
+        env=lab.cluster.environment | {"PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

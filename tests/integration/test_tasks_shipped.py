@@ -23,6 +23,7 @@ from districomp.arguments import Arguments
 from districomp.config import LIVE_AS_SHIPPED, Layer
 from districomp.placeholders import run_template
 from districomp.taskdef import Definition, check_params
+from tests.patience import PATIENCE_S
 
 TASKS = Path(__file__).resolve().parents[2] / "tasks"
 NAMES = sorted(path.stem for path in TASKS.glob("*.yaml"))
@@ -48,7 +49,9 @@ def argv(definition: Definition, params: dict[str, Any], item: str | None = None
 
 def run(arguments: list[str], stdin: bytes = b"", folder: str = "") -> subprocess.CompletedProcess[bytes]:
     environment = {"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1"}
-    return subprocess.run(arguments, input=stdin, capture_output=True, cwd=TASKS / folder, env=environment, timeout=50)
+    return subprocess.run(
+        arguments, input=stdin, capture_output=True, cwd=TASKS / folder, env=environment, timeout=PATIENCE_S
+    )
 
 
 def test_every_definition_is_run_by_a_test_and_explains_itself() -> None:

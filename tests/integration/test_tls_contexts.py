@@ -16,6 +16,7 @@ from districomp.errors import TrustError
 from districomp.keys import new_key
 from tests.integration import tlslab
 from tests.integration.tlslab import member
+from tests.patience import PATIENCE_S
 
 
 @pytest.fixture
@@ -80,7 +81,7 @@ print("loaded as user", os.geteuid())
         [sys.executable, "-c", program],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_S,
         env={**os.environ, "PYTHONPATH": ""},
     )
     assert "loaded as user" in ran.stdout, ran.stderr
@@ -126,7 +127,7 @@ def test_an_encrypted_key_asks_nobody_for_a_password(authority: Authority) -> No
             stdin=follower,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=PATIENCE_S,
             env={**os.environ, "KEY": encrypted.decode(), "CERTIFICATE": tls.to_pem([who.certificate]).decode()},
         )
     finally:
@@ -156,5 +157,5 @@ def test_pem_and_back(authority: Authority) -> None:
 def test_whoever_connects_does_not_import_cryptography() -> None:
     """It takes tens of milliseconds: a command must start fast."""
     program = "import sys; from districomp import tls; tls.unverified_context(); print('cryptography' in sys.modules)"
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE_S)
     assert ran.stdout.strip() == "False", ran.stderr

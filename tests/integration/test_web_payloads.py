@@ -15,6 +15,7 @@ import pytest
 from dcoord.blobs import BlobStore
 from districomp.model import File
 from tests.integration.weblab import Site, exchange, job_records, numbered_job_records, site, until
+from tests.patience import PATIENCE_S
 
 LARGE = os.urandom(3_000_000)
 SMALL = b"0123456789"
@@ -40,7 +41,7 @@ def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 @pytest.fixture
 def connection(web: Site) -> Iterator[http.client.HTTPConnection]:
-    it = http.client.HTTPConnection("127.0.0.1", web.data_port, timeout=15)
+    it = http.client.HTTPConnection("127.0.0.1", web.data_port, timeout=PATIENCE_S)
     yield it
     it.close()
 
@@ -166,7 +167,7 @@ def test_a_partial_or_encoded_upload_is_refused(web: Site, header: str) -> None:
 
 def test_an_upload_that_breaks_off_leaves_nothing(web: Site) -> None:
     data = os.urandom(4_000_000)
-    with socket.create_connection(("127.0.0.1", web.data_port), timeout=10) as peer:
+    with socket.create_connection(("127.0.0.1", web.data_port), timeout=PATIENCE_S) as peer:
         peer.sendall(
             f"PUT /blobs/{sha256(data)} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\n\r\n".encode()
         )
@@ -178,7 +179,7 @@ def test_an_upload_that_breaks_off_leaves_nothing(web: Site) -> None:
 
 def test_an_upload_is_written_as_it_comes_and_not_spooled(web: Site) -> None:
     size = 64 << 20
-    with socket.create_connection(("127.0.0.1", web.data_port), timeout=10) as peer:
+    with socket.create_connection(("127.0.0.1", web.data_port), timeout=PATIENCE_S) as peer:
         peer.sendall(f"PUT /blobs/{'0' * 64} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {size}\r\n\r\n".encode())
         for _ in range(40):
             peer.sendall(bytes(1 << 20))
@@ -200,7 +201,7 @@ def test_the_same_blob_from_many_at_once_is_one_file(web: Site) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(PATIENCE_S)
     assert len(statuses) == 6
     assert set(statuses) <= {200, 201}
     assert web.fetch(f"/blobs/{sha256(data)}", data=True).body == data
@@ -217,7 +218,7 @@ def test_a_damaged_blob_is_not_served_as_a_result(tmp_path: Path) -> None:
 
 
 def test_a_slow_reader_gets_everything_while_others_are_served(web: Site) -> None:
-    with socket.create_connection(("127.0.0.1", web.data_port), timeout=10) as slow:
+    with socket.create_connection(("127.0.0.1", web.data_port), timeout=PATIENCE_S) as slow:
         slow.sendall(b"GET /tasks/1.1 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         got = bytearray()
         while len(got) < 200_000:

@@ -12,6 +12,7 @@ import pytest
 from districomp.documents import AttemptDocument, Counts, TaskDocument
 from districomp.messages import Refused
 from tests.integration.weblab import Site, definition, exchange, job, site, status, worker
+from tests.patience import PATIENCE_S
 
 DATA_ROUTES = ("/tasks/1.0", "/results/1.0", "/blobs/" + "a" * 64, "/api/v1/status", "/api/v1/jobs")
 PROTECTIONS = {
@@ -142,7 +143,7 @@ def test_only_our_own_names_are_answered(web: Site, host: str, status_: int, dat
 
 
 def test_a_request_has_one_host(web: Site) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", web.web_port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", web.web_port, timeout=PATIENCE_S)
     connection.putrequest("GET", "/", skip_host=True)
     connection.endheaders()
     assert connection.getresponse().status == 400
@@ -259,7 +260,7 @@ def test_an_answer_in_many_parts_is_one_list(tmp_path: Path) -> None:
 
 
 def test_static_files_are_revalidated_by_their_digest(web: Site) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", web.web_port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", web.web_port, timeout=PATIENCE_S)
     first = exchange(connection, "/static/page.js")
     assert first.status == 200
     assert first.headers["content-type"].startswith("text/javascript")

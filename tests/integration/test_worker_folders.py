@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from dworker.runners.folders import Folders, emptied
+from tests.patience import PATIENCE_S
 
-WAIT_S = 20.0
+WAIT_S = PATIENCE_S
 
 
 @pytest.fixture

@@ -22,8 +22,9 @@ from dcoord.authority import Authority
 from dcoord.authority_file import Kept
 from districomp import tls
 from districomp.keys import NewKey, new_key, private_pem
+from tests.patience import PATIENCE_S
 
-LIMIT_S = 20.0
+LIMIT_S = PATIENCE_S
 DAY_S = 86400.0
 CONFIRMED = b"!"
 LOOPBACK = ipaddress.ip_address("127.0.0.1")

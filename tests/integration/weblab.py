@@ -48,8 +48,9 @@ from districomp.messages import (
 from districomp.model import DONE, FAILED, Item, Payload
 from districomp.outcome import Outcome
 from districomp.stream import Connection
+from tests.patience import PATIENCE_S
 
-WAIT_S = 15.0
+WAIT_S = PATIENCE_S
 
 
 T = TypeVar("T")

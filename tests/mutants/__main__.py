@@ -21,11 +21,16 @@ from typing import Any, Final
 
 import msgspec
 
+from tests.patience import PATIENCE_S
+from tests.patience import VARIABLE as PATIENCE
+
 FOLDER: Final = Path(__file__).resolve().parent
 ROOT: Final = FOLDER.parents[1]
 LIMIT_S: Final = 300
 SOUND_LIMIT_S: Final = 1200
 """For all the tests without a mutant."""
+IN_VAIN_S: Final = 20
+"""How long a test waits for what a mutant keeps from coming, as most do."""
 JOBS: Final = 2 * (os.cpu_count() or 1)
 """So many mutants are tried side by side, each in a tree of its own. Most of a test for what never comes is waiting."""
 
@@ -92,10 +97,13 @@ def planted(tree: Path, mutant: Mutant) -> Iterator[None]:
             path.write_text(text, encoding="utf-8")
 
 
-def run_tests(tree: Path, tests: list[str], *options: str, limit_s: int = LIMIT_S) -> int:
+def run_tests(
+    tree: Path, tests: list[str], *options: str, limit_s: int = LIMIT_S, patience_s: float = PATIENCE_S
+) -> int:
     """pytest's exit code; the copy's code is imported, in child processes too."""
     environment = {
         **os.environ,
+        PATIENCE: str(patience_s),
         "PYTHONPATH": os.pathsep.join([str(tree), str(tree / "daemons")]),
         # Two versions of a file within one second and of one size would share a cached compilation.
         "PYTHONDONTWRITEBYTECODE": "1",
@@ -131,7 +139,8 @@ def judge(tree: Path, mutant: Mutant) -> str:
     """`caught`, `ALIVE` or `BROKEN: why`."""
     try:
         with planted(tree, mutant):
-            return "caught" if run_tests(tree, mutant.tests, "-p", "no:xdist") == PYTEST_FAILED else "ALIVE"
+            ended = run_tests(tree, mutant.tests, "-p", "no:xdist", patience_s=IN_VAIN_S)
+            return "caught" if ended == PYTEST_FAILED else "ALIVE"
     except BrokenMutantError as error:
         return f"BROKEN: {error}"
 

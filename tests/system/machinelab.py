@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Final, NamedTuple
 
 from scripts.debian_root import debian_root
+from tests.patience import PATIENCE_S
 
 BOOT_S: Final = 60.0
 STOP_S: Final = 20.0
@@ -49,7 +50,7 @@ class Machine:
         """What a shell script prints on it."""
         return self.run("sh", "-ec", script, user=user, check=check).stdout
 
-    def wait(self, script: str, *, limit_s: float = 20.0, user: str = "") -> str:
+    def wait(self, script: str, *, limit_s: float = PATIENCE_S, user: str = "") -> str:
         """Wait until a shell script succeeds; what it prints then. AssertionError with its last words."""
         end = time.monotonic() + limit_s
         while True:

@@ -5,11 +5,13 @@ from contextlib import ExitStack
 
 import pytest
 
+from tests.patience import PATIENCE_S
+
 from .netlab import Machine, plug_in
 
 pytestmark = pytest.mark.system
 
-LIMIT_S = 20.0
+LIMIT_S = PATIENCE_S
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from districomp.documents import Counts
 from tests.integration.weblab import Coordinator, Site, definition, job, site, status, worker
+from tests.patience import PATIENCE_S
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(180)]
 
@@ -26,7 +27,7 @@ FLAGS = [
 ]  # fmt: skip
 WIDE = {"width": 1280, "height": 860}
 NARROW = {"width": 380, "height": 800}
-SETTLED_S = 15.0
+SETTLED_S = PATIENCE_S
 
 CONTRASTS = """() => {
   const parse = (text) => (text.match(/[\\d.]+/g) || []).map(Number);

@@ -11,13 +11,15 @@ from typing import Any
 
 import pytest
 
+from tests.patience import PATIENCE_S
+
 pytestmark = [pytest.mark.system, pytest.mark.timeout(180)]
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = ROOT / "tasks" / "definition.schema.json"
 SERVER = "yaml-language-server@1.25.0"
 INSTALL_S = 120
-SILENCE_S = 20.0
+SILENCE_S = PATIENCE_S
 
 
 class Editor:
