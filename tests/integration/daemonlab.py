@@ -25,9 +25,10 @@ from districomp.messages import (
     Welcome,
 )
 from districomp.model import Machine
+from tests.patience import PATIENCE_S
 
 M = TypeVar("M")
-SILENCE_S = 10.0
+SILENCE_S = PATIENCE_S
 
 
 class Peer:
@@ -136,8 +137,11 @@ class Lab:
 
 
 @pytest.fixture
-def lab(tmp_path: Path) -> Iterator[Lab]:
-    """A running coordinator that is ended, and must end well, after the test."""
-    with Cluster(tmp_path, lease="2s", insecure=True) as cluster:
+def lab(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """A running coordinator that is ended, and must end well, after the test.
+
+    Workers by hand send no heartbeats: its lease is longer than a busy machine is slow, or the fixture's parameter.
+    """
+    with Cluster(tmp_path, lease=getattr(request, "param", "60s"), insecure=True) as cluster:
         cluster.start_coordinator()
         yield Lab(cluster)

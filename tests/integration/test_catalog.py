@@ -350,9 +350,9 @@ def test_a_bundle_has_at_most_a_gibibyte(lab: Lab) -> None:
     before = lab.scan().definitions["r"]
     with (root / "sparse").open("wb") as file:
         file.truncate(1024**3)
-    start = time.monotonic()
+    used = time.process_time()
     assert "r: has more than 1 GiB" in lab.problems()
-    assert time.monotonic() - start < 1.0, "it was read though it is too large"
+    assert time.process_time() - used < 1.0, "it was read though it is too large"
     assert lab.scan().definitions["r"] == before
 
 

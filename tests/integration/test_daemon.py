@@ -36,6 +36,7 @@ from districomp.messages import (
 from districomp.model import Blob, Machine
 from districomp.outcome import Outcome
 from tests.integration.daemonlab import Lab, Peer, lab, proof
+from tests.patience import PATIENCE_S
 
 __all__ = ["lab"]
 
@@ -125,6 +126,7 @@ def test_cancelling_stops_what_runs(lab: Lab) -> None:
     assert lab.cluster.dctl_json("job", "show", str(job))["counts"]["cancelled"] == 10
 
 
+@pytest.mark.parametrize("lab", ["5s"], indirect=True)
 def test_a_silent_workers_task_goes_to_another(lab: Lab) -> None:
     job = lab.submit(1)
     with lab.worker("w1") as silent, lab.worker("w2") as other:
@@ -260,7 +262,7 @@ def start_another(cluster: Cluster, **changes: str) -> "subprocess.CompletedProc
         env=environment,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=PATIENCE_S,
         check=False,
     )
 
@@ -287,7 +289,7 @@ def test_a_port_that_is_taken_is_named(lab: Lab, tmp_path: Path) -> None:
         }
         done = subprocess.run(
             [script("dcoord"), "--config", str(file)],
-            env=environment, capture_output=True, text=True, timeout=30, check=False,
+            env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False,
         )  # fmt: skip
     assert done.returncode == 78
     assert str(port) in done.stderr and "another port" in done.stderr

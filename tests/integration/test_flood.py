@@ -37,7 +37,7 @@ from districomp.messages import (
 )
 from districomp.model import Machine
 from districomp.tokens import parse_token
-from tests.priority import ahead_of_others
+from tests.priority import ahead_of_others, timed
 
 NOOP = "version: 1\nstream: [cat]\nretries: {max: 0}\n"
 FLOOD_S = 50.0
@@ -209,13 +209,12 @@ def test_nobodies_of_one_address_have_a_limit(known: Site, greeting: list[AnyMes
 
     # Where others keep the processors busy a round can take as long as the deadline, and says nothing.
     assert known.cluster.coordinator is not None
-    took_s: list[float] = []
-    while not took_s or (took_s[-1] >= 4.0 and len(took_s) < 10):
-        with ahead_of_others(known.cluster.coordinator.pid):
-            start = time.monotonic()
+    alone_s: list[float] = []
+    while not alone_s or (alone_s[-1] >= 4.0 and len(alone_s) < 10):
+        with ahead_of_others(known.cluster.coordinator.pid), timed() as took:
             uvloop.run(main())
-        took_s.append(time.monotonic() - start)
-    assert took_s[-1] < 4.0, "it was the deadline that ended them"
+        alone_s.append(took.alone_s)
+    assert alone_s[-1] < 4.0, "it was the deadline that ended them"
     known.everybody_works()
 
 

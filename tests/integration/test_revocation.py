@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 
 from demo.cluster import wait_until
-from districomp import keys
+from districomp import keys, tls
 from districomp.identity import Identity
 from districomp.messages import (
     Ack,
@@ -41,9 +42,10 @@ from tests.integration.trustpeers import (
     joined,
     journal,
 )
+from tests.priority import sharing, timed
 
 CUT_S = 1.0
-"""How soon a live connection is to be cut."""
+"""How soon a live connection is to be cut, where nobody else uses the processors."""
 LARGE = b"large" * 20_000
 
 
@@ -76,13 +78,14 @@ def report(assign: Assign, result: bytes) -> Reports:
     )
 
 
-def time_until_cut(peer: TlsPeer, act: Callable[[], object]) -> float:
-    """How long after the order the connection is over."""
-    begun = time.monotonic()
-    act()
-    assert peer.expect(Goodbye).code == "revoked"
-    assert peer.is_closed()
-    return time.monotonic() - begun
+def is_cut_in_time(peer: TlsPeer, act: Callable[[], object]) -> bool:
+    """Whether the connection is over soon after the order."""
+    with timed() as took:
+        act()
+        assert peer.expect(Goodbye).code == "revoked"
+        assert peer.is_closed()
+    print(f"cut {took.s * 1000:.0f} ms after the order, {took.alone_s * 1000:.0f} ms of a machine of its own")
+    return took.alone_s < CUT_S
 
 
 @pytest.mark.parametrize("revoke", [by_worker, by_removal, by_token], ids=lambda one: one.__name__)
@@ -99,12 +102,12 @@ def test_a_live_connection_is_cut_and_everything_of_it_is_void(
         asked = peer.expect(Granted).grant
         assert fetch(site, task, grant=carried)[0] == 200
 
-        took_s = time_until_cut(peer, lambda: revoke(site, identity))
-        print(f"cut {took_s * 1000:.0f} ms after the order")
-        assert took_s < CUT_S
+        assert is_cut_in_time(peer, lambda: revoke(site, identity))
 
         # Its grants and its certificate, at once, on the data port; the second of grace is for the way there.
-        wait_until(lambda: fetch(site, task, grant=carried)[0] in (401, 403), "the end of its grant", CUT_S)
+        with timed() as took:
+            wait_until(lambda: fetch(site, task, grant=carried)[0] in (401, 403), "the end of its grant")
+        assert took.alone_s < CUT_S
         assert fetch(site, f"/blobs/{'0' * 64}", method="PUT", grant=asked, body=b"x")[0] in (401, 403)
         assert fetch(site, "/api/v1/status", identity)[0] in (401, 403)
 
@@ -155,7 +158,6 @@ def test_what_was_said_together_with_the_revocation_does_not_count(site: Site) -
 
 
 def test_a_connection_to_the_data_port_that_is_open_is_no_way_in(site: Site) -> None:
-    from districomp import tls
     from tests.integration.trustpeers import context_of
     from tests.integration.weblab import SecureConnection
 
@@ -165,7 +167,9 @@ def test_a_connection_to_the_data_port_that_is_open_is_no_way_in(site: Site) -> 
         assert ask(connection) == 200
         (token,) = own.admin.tokens()
         own.admin.revoke_token(token.id)
-        wait_until(lambda: ask(connection) in (0, 401, 403), "its end", CUT_S)
+        with timed() as took:
+            wait_until(lambda: ask(connection) in (0, 401, 403), "its end")
+        assert took.alone_s < CUT_S
 
 
 def ask(connection: http.client.HTTPConnection) -> int:
@@ -184,9 +188,7 @@ def test_a_revoked_token_lets_nobody_in_and_sends_clients_away(site: Site) -> No
         assert isinstance(made.token, str)
         identity = enrol(site, "submit", token=made.token, name="alice")
         with client(site, identity) as peer:
-            took_s = time_until_cut(peer, lambda: own.admin.revoke_token(made.id))
-            print(f"cut {took_s * 1000:.0f} ms after the order")
-            assert took_s < CUT_S
+            assert is_cut_in_time(peer, lambda: own.admin.revoke_token(made.id))
     for _ in range(2):
         with guest(site) as peer:
             peer.send(Enrol(1, "submit", keys.new_key().csr, parse_token(made.token).secret, "", "eve"))
@@ -224,6 +226,11 @@ def test_a_real_worker_is_sent_away_and_another_does_its_work(tmp_path: Path) ->
 # ---- certificates that end ----
 
 
+def end_of(certificate: bytes) -> float:
+    """When it ends, in Unix seconds."""
+    return x509.load_der_x509_certificate(certificate).not_valid_after_utc.timestamp()
+
+
 def test_certificates_are_renewed_before_they_end_and_cut_off_if_not(tmp_path: Path) -> None:
     """Several lifetimes, while tasks run: a real worker and a real client notice nothing, by hand one is cut off in time."""
     lifetime_s = 10.0
@@ -242,20 +249,21 @@ def test_certificates_are_renewed_before_they_end_and_cut_off_if_not(tmp_path: P
                     hand.expect(Welcome)
                 job = own.submit("shell", params={"argv": ["sleep", "0.2"]}, range=range(200)).number
                 other.send(Renew(1, keys.new_key().csr))
-                assert other.expect(Enrolled).renew_s > lifetime_s / 2
+                renewed = other.expect(Enrolled)
+                assert renewed.renew_s > lifetime_s / 2
                 said = peer.expect(Goodbye)
-                cut_s = time.monotonic() - begun
-                print(f"cut off after {cut_s:.1f} s of {lifetime_s:g} s")
+                late_s = time.time() - end_of(tls.from_pem(idle.certificate)[0])
+                print(f"cut off {late_s:.1f} s after the end of a certificate of {lifetime_s:g} s")
                 assert said.code == "expired"
                 assert peer.is_closed()
-                assert cut_s > lifetime_s - 2, "in time, not before"
+                assert -2 < late_s < lifetime_s * sharing(), "in time, not before"
                 with call(site, idle) as again, contextlib.suppress(OSError):
                     again.send(hello(idle.identity))
                     assert again.tls.recv(1) == b"", "its certificate does not get it in any more"
                 # The one that had renewed outlives the first certificate and ends with the second.
                 assert other.expect(Goodbye).code == "expired"
-                assert time.monotonic() - begun < 3 * lifetime_s
-                own.wait([job], LIMIT_S)
+                assert -2 < time.time() - end_of(renewed.certificate) < lifetime_s * sharing()
+                own.wait([job], 2 * LIMIT_S)
             wait_until(lambda: worker.log_text().count("the certificate is renewed") >= 3, "three renewals", LIMIT_S)
             print(
                 f"{worker.log_text().count('the certificate is renewed')} renewals in {time.monotonic() - begun:.0f} s"

@@ -28,6 +28,7 @@ from tests.integration.weblab import (
     site,
     until,
 )
+from tests.priority import timed
 
 
 @pytest.fixture(scope="module")
@@ -101,11 +102,12 @@ def test_who_is_revoked_is_out_at_once_and_what_is_under_way_ends(tmp_path: Path
             assert it.fetch("/tasks/1.0", data=True, **grant).status == 200
             it.coordinator.refused.append("mallory")
             it.coordinator.tell_trust()
-            until(
-                lambda: it.fetch("/api/v1/jobs", data=True, party=mallory).status == 403,
-                "a new connection to be refused",
-                END_S,
-            )
+            with timed() as took:
+                until(
+                    lambda: it.fetch("/api/v1/jobs", data=True, party=mallory).status == 403,
+                    "a new connection to be refused",
+                )
+            assert took.alone_s < END_S
             assert said(exchange(live, "/api/v1/jobs")) == (403, "revoked")
             assert said(it.fetch("/tasks/1.0", data=True, **grant)) == (403, "revoked")
             assert it.fetch("/api/v1/jobs", data=True, party=other).status == 200

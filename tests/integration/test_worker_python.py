@@ -190,8 +190,7 @@ async def test_what_cannot_be_loaded(lab: Lab) -> None:
 @in_lab
 async def test_an_import_that_fails_is_tried_anew_for_each_task(lab: Lab) -> None:
     await lab.join(slots=1)
-    marks = lab.folder / "marks" / "1"  # not beside the worker's own folder, where no task can make anything
-    marks.parent.mkdir()
+    marks = lab.mark()
     code = f"with open({str(marks)!r}, 'a+') as file:\n    file.write('x'); file.flush(); file.seek(0)\n    if len(file.read()) < 3: raise OSError('not yet')\ndef run(data): return data\n"
     rows = await call(lab, code, [b"1", b"2", b"3", b"4"])
     assert [row.reason for row in rows] == ["exit", "exit", "done", "done"]
@@ -288,8 +287,9 @@ async def test_a_fork_of_the_function_does_not_speak_for_it(lab: Lab) -> None:
 async def test_the_time_limit_says_where_it_was(lab: Lab) -> None:
     await lab.join(slots=1)
     code = "import time\ndef run(data):\n    time.sleep(float(data))\n    return b'ok'\n"
-    items = [b"0.2"] * 5 + [b"100"] + [b"0"] * 30
-    rows = await call(lab, code, items, limits=Limits(time_s=0.8))
+    # The first one's time is that of the interpreter's start; the first five together take longer than one may.
+    items = [b"0"] + [b"1.1"] * 4 + [b"100"] + [b"0"] * 30
+    rows = await call(lab, code, items, limits=Limits(time_s=4.0))
     assert [row.reason for row in rows] == ["done"] * 5 + ["timeout"] + ["done"] * 30
     assert rows[5].signal == signal.SIGTERM
     assert 'main.py", line 3 in run' in text(rows[5])
@@ -435,7 +435,7 @@ async def test_a_short_task_before_a_long_one_is_told_at_once(lab: Lab) -> None:
         "    if data == b'long': time.sleep(1000)\n"
         "    return repr(sorted(name for name in __import__('os').listdir() if name != 'main.py' and name != 'data.txt'))\n"
     )
-    job = lab.define(**function(lab, code, limits=Limits(time_s=1.5)))
+    job = lab.define(**function(lab, code, limits=Limits(time_s=5.0)))
     items: list[Any] = [b"short"] * 1000 + [b"long"] + [b"short"] * 10
     rows = await lab.ended(lab.assign(job, items))
     assert [row.reason for row in rows] == ["done"] * 1000 + ["timeout"] + ["done"] * 10
@@ -443,7 +443,7 @@ async def test_a_short_task_before_a_long_one_is_told_at_once(lab: Lab) -> None:
     before, long = rows[999:1001]
     assert long.started is not None
     assert before.ended < long.ended - 1, "not when the long one ended"
-    assert long.ended - long.started > 1.4
+    assert long.ended - long.started > 4.9
 
 
 def switches(pid: int) -> int:

@@ -15,6 +15,7 @@ from dworker.runners import spawnd
 from dworker.runners.spawn import Exit, Lost, NotStarted, PlainSpawner, SpawnServer
 from tests.integration.spawnlab import PYTHON, Kind, Starter, code, until, with_starter
 from tests.integration.workerlab import children, is_alive
+from tests.patience import PATIENCE_S
 
 KINDS: list[Any] = [pytest.param(SpawnServer, id="server"), pytest.param(PlainSpawner, id="plain")]
 
@@ -99,6 +100,7 @@ def test_closing_kills_everything_sessions_of_their_own_included() -> None:
 
 LEAVE = """
 import os, sys, time
+here, there = os.pipe()
 def leave(depth):
     if os.fork() == 0:
         os.setsid()
@@ -107,9 +109,11 @@ def leave(depth):
         if sys.argv[1] == 'moved':
             os.chdir('/')
         print(os.getpid(), flush=True)
+        os.write(there, b'x')
         time.sleep(1000)
 leave(2)
-time.sleep(0.2)
+for _ in range(3):
+    os.read(here, 1)
 """
 """A process that leaves three others, each in a session of its own and the child of another."""
 
@@ -180,7 +184,7 @@ def test_the_server_is_small() -> None:
         capture_output=True,
         text=True,
         check=True,
-        timeout=20,
+        timeout=PATIENCE_S,
     ).stdout
     assert "libc" in loaded
     assert "libssl" not in loaded

@@ -43,11 +43,12 @@ from districomp.model import Machine, task_text
 from districomp.tokens import cluster_id, parse_token
 from tests.integration.daemonlab import SILENCE_S, Peer
 from tests.integration.weblab import SecureConnection
+from tests.patience import PATIENCE_S
 
 M = TypeVar("M")
 Where = tuple[str, int]
 
-LIMIT_S = 30.0
+LIMIT_S = PATIENCE_S
 FAR_WORKER_YAML = """\
 name: {name}
 slots: {slots}
@@ -59,7 +60,7 @@ class Site(Cluster):
     """A cluster, and machines that share nothing with the coordinator's but the network."""
 
     def __init__(
-        self, folder: Path, *, advertise: bool = False, lease: str = "2s", name: str = "", yaml: str = ""
+        self, folder: Path, *, advertise: bool = False, lease: str = "60s", name: str = "", yaml: str = ""
     ) -> None:
         super().__init__(folder, name=name, lease=lease, yaml=f"advertise: {str(advertise).lower()}\n{yaml}")
         self._client: Client | None = None

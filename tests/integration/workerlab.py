@@ -39,8 +39,9 @@ from districomp.messages import (
 from districomp.model import Blob, Item, Payload
 from districomp.stream import Connection
 from districomp.taskdef import BundleFile, Definition, encode_definition
+from tests.patience import PATIENCE_S
 
-WAIT_S = 20.0
+WAIT_S = PATIENCE_S
 
 L = TypeVar("L", bound="Lab")
 
@@ -299,8 +300,14 @@ class Lab:
         return await self.ended(self.assign(self.define(argv, **definition), items))
 
     async def started(self, lease: int) -> None:
-        """Wait until a Started names it."""
+        """Wait until a Started names it; its process may not be there yet."""
         await self.until(lambda: any(lease in one.leases for one in self.messages(Started)))
+
+    def mark(self, name: str = "mark") -> Path:
+        """A file that a task can make to be heard: not beside the worker's own folder, where no task can make anything."""
+        folder = self.folder / "marks"
+        folder.mkdir(exist_ok=True)
+        return folder / name
 
     def messages(self, kind: type[Any]) -> list[Any]:
         return [message for message in self.heard if isinstance(message, kind)]
@@ -444,8 +451,11 @@ def a_cluster() -> str:
 
 def children(pid: int) -> list[int]:
     """Its children, whichever of its threads has started them."""
-    lists = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
-    return [int(word) for text in lists for word in text.split()]
+    found: list[int] = []
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # a thread that has ended meanwhile
+            found += map(int, path.read_text().split())
+    return found
 
 
 def command_line(pid: int) -> str:
