@@ -154,6 +154,7 @@ class Daemon:
         await self._step(started)
         self._start_children()
         self._spawn(self._keep_house())
+        self._spawn(self._lengthen_log())
         self._spawn(self._announce())
         log.info("districomp %s, cluster %s (%s), epoch %d", __version__, config.name, cluster, restored.epoch)
         if config.insecure:
@@ -386,6 +387,12 @@ class Daemon:
             if clock.now() >= sweep_due:
                 sweep_due = clock.now() + SWEEP_S
                 await self._in_catalog_thread(lambda: self._blobs.sweep_unfinished(UNFINISHED_S))
+
+    async def _lengthen_log(self) -> None:
+        """Not at once: a start has better things to do, and a coordinator that is only asked something needs no long log."""
+        await asyncio.sleep(HOUSEKEEPING_S)
+        while await self._journal_thread.run(self._journal.lengthen_log):
+            pass
 
     async def _scan_definitions(self) -> None:
         scan = await self._in_catalog_thread(self._catalog.scan)

@@ -33,6 +33,12 @@ CHECKPOINT_PAGES: Final = 4000
 """The log is copied back into the file when it has this many pages (16 MB)."""
 LOG_BYTES_KEPT: Final = 64 * 1024 * 1024
 """A log that grew beyond this (a slow reader, a huge batch) is cut back to it."""
+LOG_BYTES_FIRST: Final = CHECKPOINT_PAGES * (4096 + 24) + 1024 * 1024
+"""So long is the log made beforehand: what it has when it is copied back, and a large batch more."""
+LENGTHEN_BYTES: Final = 1024 * 1024
+"""That much at once: a commit may be waiting."""
+LENGTHEN_SPACE: Final = 16
+"""It is not, unless the disk has that many times as much free."""
 PROBE_BYTES: Final = 64 * 1024
 """What `probe` writes: more than the file system's last free block."""
 
@@ -143,6 +149,35 @@ class Journal:
         """How many bytes the journal's file system still takes."""
         with reported(self._path, "asking for free space"):
             return shutil.disk_usage(self._path.parent).free
+
+    def lengthen_log(self) -> bool:
+        """Make the log's file a step longer, with zeros after what is in it; whether there are more steps to do.
+
+        A commit that overwrites is on the disk after one write. One that makes the file longer waits for the file system's
+        own journal as well, and so for all others who use the disk. SQLite reads a log up to the first page that is none, and
+        writes over what follows. Where this cannot be done, commits are as they would have been.
+        """
+        log = self._path.with_name(self._path.name + "-wal")
+        try:
+            if shutil.disk_usage(self._path.parent).free < LENGTHEN_SPACE * LOG_BYTES_FIRST:
+                return False
+            # SQLite holds no lock on this file that closing it could drop, and nobody else writes to it.
+            with log.open("r+b", buffering=0) as file:
+                there = file.seek(0, os.SEEK_END)
+                missing = min(LENGTHEN_BYTES, LOG_BYTES_FIRST - there)
+                if missing <= 0:
+                    return False
+                zeros = memoryview(bytes(missing))
+                try:
+                    while zeros:
+                        zeros = zeros[file.write(zeros) :]
+                    os.fsync(file.fileno())
+                except OSError:
+                    file.truncate(there)
+                    raise
+        except OSError:
+            return False
+        return True
 
     def close(self) -> None:
         """Copy the log into the file as far as readers allow, and close; safe twice."""

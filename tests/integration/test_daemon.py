@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from dcoord.journal import LOG_BYTES_FIRST
 from demo.cluster import Cluster, script, wait_until
 from districomp import wire
 from districomp.messages import (
@@ -88,6 +89,16 @@ def test_a_worker_goes_on_through_a_restart_with_what_it_holds(lab: Lab) -> None
     assert lab.cluster.dctl_json("job", "show", str(job))["state"] == "done"
     attempts = lab.cluster.dctl_json("task", "show", f"{job}.0")["attempts"]
     assert [attempt["reason"] for attempt in attempts] == ["done"]
+
+
+def test_the_log_is_made_long_soon_and_what_is_committed_meanwhile_outlives_a_kill(lab: Lab) -> None:
+    state = lab.cluster.folder / "coordinator" / "state" / "dcoord"
+    first = lab.submit(1)
+    wait_until(lambda: (state / "journal.sqlite-wal").stat().st_size == LOG_BYTES_FIRST, "the log to be long")
+    second = lab.submit(1)
+    lab.kill_coordinator()
+    lab.cluster.start_coordinator()
+    assert [job["job"] for job in lab.cluster.dctl_json("job", "list")] == [first, second]
 
 
 def test_results_reach_a_waiting_client_as_they_are_committed(lab: Lab) -> None:

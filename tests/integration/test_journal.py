@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 import signal
 import sqlite3
 import subprocess
@@ -242,6 +243,56 @@ def test_the_log_does_not_grow_for_ever_beside_a_reader(path: Path, journal: Jou
         largest = max(largest, log.stat().st_size)
     assert written > 2 * largest
     reader.close()
+
+
+def test_commits_overwrite_a_log_that_was_made_long_beforehand(path: Path, journal: Journal) -> None:
+    log = path.with_name("journal.db-wal")
+    journal.commit([job(1, 1000)])
+    steps = 1
+    while journal.lengthen_log():
+        journal.commit([outcome(1, steps, [steps])])
+        steps += 1
+    length = log.stat().st_size
+    assert length == journal_module.LOG_BYTES_FIRST
+    assert steps >= length // journal_module.LENGTHEN_BYTES
+    for serial in range(steps, 500):
+        journal.commit([outcome(1, serial, [serial])])
+    assert log.stat().st_size == length
+    reader = Reader(path)
+    assert reader.rows(1, 498, 10)[1] == 499
+    reader.close()
+    # As after a crash: by what is on the disk alone, zeros and all.
+    copied = path.parent / "copied.db"
+    copied.write_bytes(path.read_bytes())
+    copied.with_name("copied.db-wal").write_bytes(log.read_bytes())
+    after = Journal.open(copied)
+    assert [head.serial for head in after.restore().jobs[0].heads] == list(range(1, 500))
+    after.close()
+
+
+def test_a_log_is_not_made_long_on_a_disk_that_is_nearly_full(
+    path: Path, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = path.with_name("journal.db-wal")
+    length = log.stat().st_size
+    monkeypatch.setattr(journal_module, "LENGTHEN_SPACE", 1 << 40)
+    assert not journal.lengthen_log()
+    assert log.stat().st_size == length
+
+
+def test_a_log_that_cannot_be_made_longer_stays_as_it_was(path: Path, journal: Journal) -> None:
+    log = path.with_name("journal.db-wal")
+    journal.commit([job(1)])
+    length = log.stat().st_size
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (length + 5000, before[1]))
+    try:
+        assert not journal.lengthen_log()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert log.stat().st_size == length
+    journal.commit([outcome(1, 1, [0])])
+    assert [head.serial for head in journal.restore().jobs[0].heads] == [1]
 
 
 # ---- faults ----
