@@ -5,6 +5,7 @@ Owns `HEAD` and `PUT` of DATA_URL/blobs/SHA256HEX, `GET` of results, and their r
 
 import hashlib
 import http.client
+import os
 import ssl
 import threading
 import time
@@ -42,7 +43,7 @@ class Blobs:
         self._grant = grant
         self._lock = threading.Lock()
         self._connection: http.client.HTTPConnection | None = None
-        self._connected_to: DataPlace | None = None
+        self._connected_to: tuple[int, DataPlace] | None = None
 
     def close(self) -> None:
         """Close the connection."""
@@ -152,10 +153,11 @@ class Blobs:
             ask_again = True
 
     def _connected(self, place: DataPlace) -> http.client.HTTPConnection:
-        if self._connection is None or self._connected_to != place:
+        there = os.getpid(), place  # a fork has a connection of its own
+        if self._connection is None or self._connected_to != there:
             self.close()
             self._connection = connection_to(place, TIMEOUT_S)
-            self._connected_to = place
+            self._connected_to = there
         return self._connection
 
 

@@ -63,6 +63,7 @@ class LinkPool:
         self._clusters: list[str] = []
         self._newest: Link | None = None
         """The connection that was given back last."""
+        self._process = os.getpid()
 
     def close(self) -> None:
         """Close the connections that are not in use."""
@@ -78,6 +79,10 @@ class LinkPool:
             raise DistricompError(
                 f"the coordinator at {self._known} broke off the connection {losses} times instead of answering; see its log"
             )
+        if self._process != os.getpid():
+            # Forked: what is idle here is the parent's, who would be given our answers and we his.
+            self._process = os.getpid()
+            self.close()
         if losses:
             self.close()
             return self._return(deadline, losses - 1)
