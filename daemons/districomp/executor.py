@@ -7,6 +7,7 @@ Owns futures and how calls become jobs; `map` is `executor_map.py`'s, the connec
 import atexit
 import contextlib
 import io
+import logging
 import os
 import weakref
 from collections import deque
@@ -17,7 +18,8 @@ from typing import Any, Final, NamedTuple, TypeVar
 from districomp import executor_calls as calls
 from districomp.client import Client
 from districomp.client_results import TaskRecord
-from districomp.executor_engine import BATCH_CALLS_MAX, BATCH_ITEMS_BYTES, Batch, Feed, item_cost
+from districomp.executor_batch import BATCH_CALLS_MAX, BATCH_ITEMS_BYTES, Batch, item_cost
+from districomp.executor_engine import Feed
 from districomp.executor_map import BUFFER_CALLS, MapRun
 from districomp.model import CANCELLED, INLINE_BYTES_MAX, Blob, Item, Payload, task_text
 
@@ -25,8 +27,8 @@ T = TypeVar("T")
 
 WITH_SHARED_BYTES_MAX: Final = INLINE_BYTES_MAX - 1024
 """Larger arguments are uploaded together with their function."""
-SHARED_MIN: Final = 2
-"""Fewer calls of a function than this bring it along each; more have it sent once, as the job's."""
+SHARED_MIN: Final = 8
+"""If there are several functions, each with fewer calls than this is brought along by them: a job costs more than that."""
 
 
 class CallFuture(futures.Future[T]):
@@ -120,18 +122,27 @@ def _resolve(future: CallFuture[Any], body: bytes) -> None:
     except BaseException as error:  # noqa: BLE001 - to unpickle is to run what somebody wrote
         _end(future, error)
     else:
-        with contextlib.suppress(futures.InvalidStateError):  # cancelled meanwhile
-            future.set_result(value)
+        _tell(future.set_result, value)
 
 
 def _end(future: CallFuture[Any], error: BaseException | None) -> None:
     """End a future without a result; None: cancelled."""
     if error is None:
         future._call = None  # there is nothing left to be cancelled
-        future.cancel()
-        return
-    with contextlib.suppress(futures.InvalidStateError):
-        future.set_exception(error)
+        _tell(future.cancel)
+    else:
+        _tell(future.set_exception, error)
+
+
+def _tell(end: Callable[..., Any], *outcome: Any) -> None:
+    """End a future, unless it was cancelled meanwhile. Others hear of their ends whatever its callbacks do."""
+    try:
+        end(*outcome)
+    except futures.InvalidStateError:
+        pass
+    except BaseException:
+        # What is no Exception gets past `Future`, which logs the others so.
+        logging.getLogger("concurrent.futures").exception("a callback of a call's future raised")
 
 
 class Submitted:
@@ -142,31 +153,16 @@ class Submitted:
         self._client = client
 
     def seal(self) -> list[Batch]:
-        """See Source: a job for each function that is called more than once, and one for all the others."""
-        groups: dict[object, list[_Call]] = {}
-        size = count = 0
-        while self.pending and count < BATCH_CALLS_MAX and size < BATCH_ITEMS_BYTES // 2:
-            call = self.pending.popleft()
-            if call.future.cancelled():
-                continue
-            count += 1
-            size += item_cost(call.item)
-            key = None if call.function is None else (calls.key_of(call.function), call.form)
-            groups.setdefault(key, []).append(call)
-        whole = groups.pop(None, [])
+        """See Source: a job for each function that is called often, and as few as can be for all the others."""
+        groups, whole = self._gathered()
         batches: list[Batch] = []
-        for group in groups.values():
-            if len(groups) > 1 and len(group) < SHARED_MIN:
-                whole += self._made_whole(group)
-                continue
-            body = self._packed(group)
-            if body is not None and len(body) <= calls.SHARED_BYTES_MAX:
-                batches.append(self._batch(group, group[0].form, calls.function_text(body), _name_of(group[0])))
-            elif body is not None:
+        for body, group in groups:
+            is_often = len(group) >= SHARED_MIN or len(groups) == 1
+            if is_often and len(body) <= calls.SHARED_BYTES_MAX:
+                batches.append(self._batch(group, group[0].form, calls.function_text(body), name_of(group[0].function)))
+            else:
                 whole += self._made_whole(group, body)
-        if whole:
-            batches.append(self._batch(whole, "whole", "", ""))
-        return batches
+        return batches + [self._batch(part, "whole", "", "") for part in _fitting(whole)]
 
     def reject(self, error: BaseException | None) -> None:
         """See Source."""
@@ -174,23 +170,40 @@ class Submitted:
             with contextlib.suppress(IndexError):
                 _end(self.pending.popleft().future, error)
 
+    def _gathered(self) -> tuple[list[tuple[bytes, list[_Call]]], list[_Call]]:
+        """The next calls by their function, pickled, which together fit into a message; and those that are whole already."""
+        groups: dict[object, tuple[bytes, list[_Call]]] = {}
+        whole: list[_Call] = []
+        size = count = 0
+        while count < BATCH_CALLS_MAX and size < BATCH_ITEMS_BYTES // 2:
+            try:
+                call = self.pending.popleft()
+            except IndexError:
+                break
+            if call.future.cancelled():
+                continue
+            count += 1
+            size += item_cost(call.item)
+            if call.function is None:
+                whole.append(call)
+                continue
+            key = calls.key_of(call.function), call.form
+            if key not in groups:
+                try:
+                    body = calls.pack(call.function)
+                except Exception as error:  # noqa: BLE001 - whatever pickling it raises is the answer
+                    _end(call.future, error)
+                    continue
+                size += len(body) if len(body) <= calls.SHARED_BYTES_MAX else 0
+                groups[key] = body, []
+            groups[key][1].append(call)
+        return list(groups.values()), whole
+
     def _batch(self, group: list[_Call], form: str, function: str, name: str) -> FutureBatch:
         items: list[Item] = [call.item for call in group]
         return FutureBatch(name, calls.params(form, function), items, [call.future for call in group], self._client)
 
-    def _packed(self, group: list[_Call]) -> bytes | None:
-        """The function of these calls; None if it cannot be sent, which they have been told."""
-        try:
-            return calls.pack(group[0].function)
-        except Exception as error:  # noqa: BLE001 - whatever pickling it raises is the answer
-            for call in group:
-                _end(call.future, error)
-            return None
-
-    def _made_whole(self, group: list[_Call], body: bytes | None = None) -> list[_Call]:
-        body = self._packed(group) if body is None else body
-        if body is None:
-            return []
+    def _made_whole(self, group: list[_Call], body: bytes) -> list[_Call]:
         made = []
         for call in group:
             try:
@@ -202,6 +215,20 @@ class Submitted:
         return made
 
 
+def _fitting(group: list[_Call]) -> Iterator[list[_Call]]:
+    """Parts of these calls, each of which fits into a message."""
+    part: list[_Call] = []
+    size = 0
+    for call in group:
+        size += item_cost(call.item)
+        if part and size > BATCH_ITEMS_BYTES:
+            yield part
+            part, size = [], item_cost(call.item)
+        part.append(call)
+    if part:
+        yield part
+
+
 def whole_item(client: Client, function: bytes, form: str, item: bytes | Blob) -> bytes | Blob:
     """An item that brings its function along."""
     assert isinstance(item, bytes), "what was uploaded is whole already"
@@ -211,10 +238,6 @@ def whole_item(client: Client, function: bytes, form: str, item: bytes | Blob) -
 def sent(client: Client, item: bytes) -> bytes | Blob:
     """An item as a submission carries it: uploaded if it is large."""
     return item if len(item) <= INLINE_BYTES_MAX else client.upload(io.BytesIO(item))
-
-
-def _name_of(call: _Call) -> str:
-    return name_of(call.function)
 
 
 def name_of(function: Any) -> str:
@@ -240,7 +263,7 @@ class Executor(futures.Executor):
         self._feed.add(self._submitted)
         _feeds.add(self._feed)
         # An executor that was forgotten instead of shut down: its thread ends when its calls have.
-        weakref.finalize(self, self._feed.close, False).atexit = False
+        weakref.finalize(self, self._feed.close, wait=False).atexit = False
 
     @property
     def client(self) -> Client:
@@ -292,15 +315,13 @@ class Executor(futures.Executor):
             raise ValueError("buffersize must be >= 1.")
         run = MapRun(
             self._client, self._feed, fn, name_of(fn), zip(*iterables, strict=False),
-            timeout_s=timeout, chunk=chunksize, calls_max=buffersize or max(BUFFER_CALLS, 2 * chunksize), is_ordered=ordered,
+            owner=self, timeout_s=timeout, chunk=chunksize, calls_max=buffersize or max(BUFFER_CALLS, 2 * chunksize), is_ordered=ordered,
         )  # fmt: skip
         return run.start()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls; with `wait`, return when all have ended. `cancel_futures` cancels all that have not, running or not."""
-        if cancel_futures:
-            self._feed.cancel()
-        self._feed.close(wait)
+        self._feed.close(wait=wait, cancel=cancel_futures)
 
     def _check_open(self) -> None:
         if self._feed.is_closing:
@@ -318,4 +339,12 @@ def _finish() -> None:
         feed.close(wait=True)
 
 
+def _abandon() -> None:
+    """In the child of a fork, which would wait for ever for a thread that it does not have."""
+    for feed in list(_feeds):
+        feed.abandon()
+
+
 atexit.register(_finish)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_abandon)

@@ -120,7 +120,7 @@ def failure(record: TaskRecord, refuse_download: Any = None) -> BaseException:
     if mark:
         try:
             error = pickle.loads(base64.b64decode(encoded.strip(), validate=True))
-        except Exception as fault:  # noqa: BLE001 - to unpickle is to run what somebody wrote
+        except BaseException as fault:  # noqa: BLE001 - to unpickle is to run what somebody wrote
             why = f"whose exception cannot be unpickled here ({type(fault).__name__}: {fault})"
             if not encoded.strip() or isinstance(fault, binascii.Error):
                 why = "whose exception could not be sent"
@@ -128,7 +128,8 @@ def failure(record: TaskRecord, refuse_download: Any = None) -> BaseException:
                 f"the call {result.task} raised an exception, {why}:\n{text}", result.task, "exit", text
             )
         if isinstance(error, BaseException):
-            error.__cause__ = RemoteTraceback(text)
+            # Not by its own class, which may forbid that: a frozen one does.
+            BaseException.__setattr__(error, "__cause__", RemoteTraceback(text))
             return error
     tail = text.strip()[-2000:]
     ended = f"the call {result.task} has no result: {result.state} ({result.why()})"

@@ -10,20 +10,16 @@ import selectors
 import socket
 import threading
 import time
-import uuid
-from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final, Protocol
-
-import msgspec
+from typing import Final
 
 from districomp.client import Client
 from districomp.client_link import Link, refusal
-from districomp.client_results import TaskRecord
 from districomp.client_socket import LinkLostError
-from districomp.errors import RemoteProtocolError
+from districomp.errors import DistricompError, RemoteProtocolError
+from districomp.executor_batch import Batch, Source
 from districomp.executor_calls import DEFINITION, explained
 from districomp.messages import (
     Accepted,
@@ -36,129 +32,16 @@ from districomp.messages import (
     Results,
     Submit,
 )
-from districomp.model import DONE, QUEUED, Item, Payload
-from districomp.wire import UNREADABLE
 
 SUBMITS_AHEAD: Final = 2
 """Submissions that may be under way; what comes meanwhile gathers for the next."""
-OPEN_MAX: Final = 900
-"""Jobs followed by one connection, below what a coordinator allows (1,024); then a second connection takes over."""
-BATCH_CALLS_MAX: Final = 2048
-BATCH_ITEMS_BYTES: Final = 256 * 1024
-"""A job's items fit into one message, with its function."""
+OPEN_MAX: Final = 700
+"""So many jobs are followed by one connection, and those of the last `seal`; then a second connection takes over. A coordinator
+allows 1,024."""
 RETRY_S: Final = 1.0
 """How soon results are asked for again that the coordinator could not read."""
 IDLE_S: Final = 30.0
 """The connection is looked after at least so often: its certificate may be due."""
-
-
-ITEM_OVERHEAD_BYTES: Final = 64
-"""What an item costs beside its bytes, generously."""
-
-
-def item_cost(item: Item) -> int:
-    """About how many bytes an item takes in a message and in memory."""
-    return ITEM_OVERHEAD_BYTES + len(item) if isinstance(item, bytes) else 2 * ITEM_OVERHEAD_BYTES
-
-
-class Row(msgspec.Struct, array_like=True, gc=False):
-    """An `outcome.Outcome` of which only that is decoded what a call's end needs."""
-
-    job: int
-    serial: int
-    worker: msgspec.Raw
-    indexes: list[int]
-    states: list[int] = []
-    attempts: msgspec.Raw = msgspec.Raw()
-    reasons: list[str] = []
-    exit_codes: list[int | None] = []
-    signals: list[int | None] = []
-    started: msgspec.Raw = msgspec.Raw()
-    ended: msgspec.Raw = msgspec.Raw()
-    cpu_s: msgspec.Raw = msgspec.Raw()
-    memory_bytes: msgspec.Raw = msgspec.Raw()
-    stderr: list[bytes] = []
-    results: list[Payload | None] = []
-    sweep: int | None = None
-
-
-_rows: msgspec.msgpack.Decoder[Row] = msgspec.msgpack.Decoder(Row)
-
-
-class Batch(ABC):
-    """One job of calls. Told by the engine's thread what became of them; each call hears of one end at most."""
-
-    __slots__ = ("after", "cancels", "engine", "items", "job", "name", "params", "request_id", "size")
-
-    def __init__(self, name: str, params: dict[str, str], items: list[Item]) -> None:
-        self.name = name
-        self.params = params
-        self.items = items
-        """Until the job is accepted."""
-        self.size = len(items)
-        self.request_id = str(uuid.uuid4())
-        self.job = 0
-        self.after = 0
-        self.cancels: dict[int, None] = {}
-        self.engine: Engine | None = None
-
-    def cancel(self, indexes: Iterable[int] | None = None) -> None:
-        """Have these calls cancelled, wherever they are by now; None: all. For any thread."""
-        self.cancels.update(dict.fromkeys(range(self.size) if indexes is None else indexes))
-        # Noted before anybody looks: without an engine yet, it is found when the job is accepted.
-        if self.engine is not None:
-            self.engine.cancel(self)
-
-    @abstractmethod
-    def done(self, indexes: list[int], results: Sequence[Payload | None]) -> None:
-        """These calls returned."""
-
-    @abstractmethod
-    def failed(self, index: int, record: TaskRecord) -> None:
-        """This call has no result."""
-
-    @abstractmethod
-    def rest(self, error: BaseException | None) -> None:
-        """All others end with this error; None: they were cancelled."""
-
-    def take(self, row: Row) -> None:
-        """A row of the job's. RemoteProtocolError if it makes no sense."""
-        if row.sweep is not None:
-            return  # nothing is known of these calls but that they will not run: see `rest`
-        if row.indexes and not (min(row.indexes) >= 0 and max(row.indexes) < self.size):
-            raise RemoteProtocolError(f"the coordinator sent a result of a task that job {self.job} does not have")
-        try:
-            if not row.states:
-                self.done(row.indexes, row.results or [None] * len(row.indexes))
-            else:
-                self._take_each(row)
-        except IndexError as error:
-            raise RemoteProtocolError(f"the coordinator sent a row that cannot be read: {error}") from error
-
-    def _take_each(self, row: Row) -> None:
-        good = [place for place, state in enumerate(row.states) if state == DONE]
-        if good:
-            self.done([row.indexes[k] for k in good], [row.results[k] if row.results else None for k in good])
-        for place, state in enumerate(row.states):
-            if state not in (DONE, QUEUED):
-                record = TaskRecord(self.job, row.indexes[place], state)
-                record.reason = row.reasons[place] if row.reasons else ""
-                record.exit_code = row.exit_codes[place] if row.exit_codes else None
-                record.signal = row.signals[place] if row.signals else None
-                record.stderr = row.stderr[place] if row.stderr else b""
-                self.failed(record.index, record)
-
-
-class Source(Protocol):
-    """Where calls come from."""
-
-    pending: deque[Any]
-
-    def seal(self) -> list[Batch]:
-        """Some of what is pending, as jobs; what cannot be sent has been told so. For the engine's thread."""
-
-    def reject(self, error: BaseException | None) -> None:
-        """End all that is pending with this error; None: it was cancelled."""
 
 
 class Feed:
@@ -175,10 +58,13 @@ class Feed:
         """Why nothing can be sent any more."""
         self._client = client
         self._at_end = at_end
-        self._lock = threading.Lock()
+        # Taken again by who holds it: the garbage collector closes and removes in whatever thread it runs. Sources are called
+        # without it: they pickle and end futures, and so run anybody's code.
+        self._lock = threading.RLock()
         self._sources: dict[Source, None] = {}
         self._engines: list[Engine] = []
         self._sender: Engine | None = None
+        self._is_over = False
 
     def add(self, source: Source) -> None:
         """Calls will come from there."""
@@ -193,25 +79,26 @@ class Feed:
     def wake(self) -> None:
         """There is something new; start a thread for it if there is none."""
         with self._lock:
-            if self._sender is None:
-                if self.fault is not None or self.is_closing:
-                    self._reject(self.fault or RuntimeError("cannot submit calls after shutdown"))
-                    return
-                self._sender = Engine(self._client, self)
-                self._engines.append(self._sender)
-                self._sender.start()
+            if self._sender is None and self.fault is None and not self._is_over:
+                engine = Engine(self._client, self)
+                engine.start()
+                self._engines.append(engine)
+                self._sender = engine
             sender = self._sender
-        sender.wake()
+        if sender is not None:
+            sender.wake()
+        else:
+            self._reject(self.fault or RuntimeError("cannot submit calls after shutdown"))
 
     def seal(self) -> list[Batch]:
         """The next jobs, of each source in its turn; none if nothing is pending."""
         with self._lock:
-            for source in list(self._sources):
-                if source.pending:
-                    del self._sources[source]
-                    self._sources[source] = None
-                    return source.seal()
-        return []
+            source = next((source for source in self._sources if source.pending), None)
+            if source is None:
+                return []
+            del self._sources[source]
+            self._sources[source] = None
+        return source.seal()
 
     @property
     def is_pending(self) -> bool:
@@ -227,47 +114,55 @@ class Feed:
                 self.attention = True
             if fault is not None:
                 self.fault = fault
-                self._reject(fault)
-        if fault is None and self.is_pending:
+        if fault is not None:
+            self._reject(fault)
+        elif self.is_pending:
             self.wake()
 
     def ended(self, engine: "Engine") -> None:
         """An engine's thread ends."""
         with self._lock:
             self._engines.remove(engine)
-            at_end = None
-            if self.is_closing and not self._engines:
-                at_end, self._at_end = self._at_end, None
-        if at_end is not None:
-            at_end()
+        self._end_if_over()
 
-    def cancel(self) -> None:
-        """Have everything cancelled that was submitted."""
-        with self._lock:
+    def close(self, *, wait: bool, cancel: bool = False) -> None:
+        """Take nothing more, send what is pending, then end; with `wait`, return when all calls have ended. Or `cancel` them all."""
+        self.is_closing = True
+        if cancel:
             self._reject(None)
-            engines = list(self._engines)
-        for engine in engines:
-            engine.cancel(None)
+        for engine in self._others():
+            if cancel:
+                engine.cancel(None)
+            engine.wake()
+        self._end_if_over()
+        while wait and (engines := self._others()):
+            engines[0].join()
 
-    def close(self, wait: bool) -> None:
-        """Take nothing more, send what is pending, then end; with `wait`, return when all calls have ended."""
+    def abandon(self) -> None:
+        """In the child of a fork: engines and their connections are the parent's."""
+        self._lock = threading.RLock()
+        self._engines, self._sender, self._at_end = [], None, None
+        self.attention = True
+        self.fault = DistricompError("it is of the process that this one was forked from; make another one here")
+
+    def _others(self) -> "list[Engine]":
+        """Engines that may be waited for: a call's end is told in an engine's own thread, and may be where we are."""
         with self._lock:
-            self.is_closing = True
-            engines = list(self._engines)
-            at_end = None
-            if not engines:
-                at_end, self._at_end = self._at_end, None
+            return [engine for engine in self._engines if engine is not threading.current_thread()]
+
+    def _end_if_over(self) -> None:
+        with self._lock:
+            if not self.is_closing or self._engines:
+                return
+            self._is_over = True
+            at_end, self._at_end = self._at_end, None
         if at_end is not None:
             at_end()
-        for engine in engines:
-            engine.wake()
-        if wait:
-            for engine in engines:
-                if engine is not threading.current_thread():
-                    engine.join()
 
     def _reject(self, error: BaseException | None) -> None:
-        for source in self._sources:
+        with self._lock:
+            sources = list(self._sources)
+        for source in sources:
             source.reject(error)
 
 
@@ -307,7 +202,10 @@ class Engine(threading.Thread):
         """Do this in a thread that may wait for the data port; the engine does not end before it is done."""
         if self._fetcher is None:
             self._fetcher = ThreadPoolExecutor(1, "districomp-download")
-        self._fetcher.submit(work)
+        try:
+            self._fetcher.submit(work)
+        except RuntimeError:  # the program ends, and its pools take nothing more
+            work()
 
     # ---- its own ----
 
@@ -327,7 +225,7 @@ class Engine(threading.Thread):
                     self._losses += 1
                 finally:
                     link.close()
-        except Exception as error:  # noqa: BLE001 - a connection's end, which every call that waits must hear of
+        except BaseException as error:  # noqa: BLE001 - a connection's end, which every call that waits must hear of
             fault = error
         self._feed.retire(self, fault)
         for batch in [*self._ready, *self._unaccepted.values(), *self._open.values()]:
@@ -422,9 +320,13 @@ class Engine(threading.Thread):
         touched: dict[Batch, None] = {}
         while self._orders:
             order = self._orders.popleft()
-            for batch in [order] if order is not None else [*self._unaccepted.values(), *self._open.values()]:
-                if order is None:
-                    batch.cancels.update(dict.fromkeys(range(batch.size)))
+            if order is not None:
+                touched[order] = None
+                continue
+            while self._ready:
+                self._ready.popleft().rest(None)
+            for batch in [*self._unaccepted.values(), *self._open.values()]:
+                batch.cancels.update(dict.fromkeys(range(batch.size)))
                 touched[batch] = None
         out += [self._cancellation(link, batch) for batch in touched if batch.job in self._open]
 
@@ -477,11 +379,7 @@ class Engine(threading.Thread):
     def _on_rows(self, batch: Batch, message: ResultRows) -> None:
         batch.after = message.after
         for body in message.rows:
-            try:
-                row = _rows.decode(body)
-            except UNREADABLE as error:
-                raise RemoteProtocolError(f"the coordinator sent a row that cannot be read: {error}") from error
-            batch.take(row)
+            batch.take(body)
         if message.ended:
             self._open.pop(batch.job, None)
             batch.rest(None)

@@ -17,7 +17,8 @@ from typing import Any, Final
 from districomp import executor_calls as calls
 from districomp.client import Client
 from districomp.client_results import TaskRecord
-from districomp.executor_engine import BATCH_CALLS_MAX, BATCH_ITEMS_BYTES, Batch, Feed, item_cost
+from districomp.executor_batch import BATCH_CALLS_MAX, BATCH_ITEMS_BYTES, Batch, item_cost
+from districomp.executor_engine import Feed
 from districomp.model import CANCELLED, INLINE_BYTES_MAX, Item, Payload, task_text
 
 BUFFER_CALLS: Final = 10_000
@@ -36,11 +37,12 @@ _TAKEN: Final = object()
 class MapBatch(Batch):
     """A job of a map. `results`: by index, None until it is there; bytes, a Blob, or an exception; _TAKEN afterwards."""
 
-    __slots__ = ("_run", "bytes", "results")
+    __slots__ = ("_left", "_run", "bytes", "results")
 
     def __init__(self, run: "MapRun", name: str, params: dict[str, str], items: list[Item]) -> None:
         super().__init__(name, params, items)
         self.bytes = sum(map(item_cost, items))
+        self._left = len(items)
         self.results: list[Any] = [None] * len(items)
         self._run = run
 
@@ -67,6 +69,13 @@ class MapBatch(Batch):
             self.results[index] = error or CancelledError()
         self._run.told(self, missing)
 
+    def share(self) -> int:
+        """How many of its bytes go with its next task, whichever that is; of all its tasks all of them."""
+        bytes_ = self.bytes // self._left
+        self.bytes -= bytes_
+        self._left -= 1
+        return bytes_
+
     @property
     def is_ended(self) -> bool:
         """Whether all of its results are here, or were."""
@@ -84,12 +93,15 @@ class MapRun:
         name: str,
         inputs: Iterator[tuple[Any, ...]],
         *,
+        owner: object,
         timeout_s: float | None,
         chunk: int,
         calls_max: int,
         is_ordered: bool,
     ) -> None:
+        """`owner` is kept as long as its calls may come: when it is forgotten, so is its feed."""
         self.pending: deque[Item] = deque()
+        self._owner: object = owner
         self._client = client
         self._feed = feed
         self._name = name
@@ -126,8 +138,11 @@ class MapRun:
         items: list[Item] = []
         size = 0
         most = min(BATCH_CALLS_MAX, max(1, self._tasks_max // PARTS))
-        while self.pending and len(items) < most and size < BATCH_ITEMS_BYTES:
-            items.append(self.pending.popleft())
+        while len(items) < most and size < BATCH_ITEMS_BYTES:
+            try:
+                items.append(self.pending.popleft())
+            except IndexError:
+                break
             size += item_cost(items[-1])
         if not items:
             return []
@@ -160,7 +175,11 @@ class MapRun:
     def start(self) -> Iterator[Any]:
         """Send the first calls, and give the iterator over the results; leaving it ends everything."""
         self._feed.add(self)
-        self._fill()
+        try:
+            self._fill()
+        except BaseException:  # Ctrl-C while the input was read: nobody will have the results
+            self._leave()
+            raise
         results = self._results()
         # A generator that was never asked for anything does not even run its `finally`.
         weakref.finalize(results, self._leave).atexit = False
@@ -202,7 +221,7 @@ class MapRun:
             batch, index = self._finished.popleft()
             yield batch, index
             self._held -= 1
-            self._held_bytes -= batch.bytes // batch.size
+            self._held_bytes -= batch.share()
             if self._tasks_max - self._held >= part:
                 self._fill()
 
@@ -222,11 +241,7 @@ class MapRun:
         if self._is_exhausted or room <= 0 or self._held_bytes >= BUFFER_BYTES:
             return
         if self._feed.is_closing:
-            self._is_exhausted = True
-            self._input_fault = RuntimeError(
-                "the executor was shut down before its map had read all of its input; map reads as its results are "
-                "taken: take them before that, inside the with block"
-            )
+            self._end_input()
             return
         feed, add, read, size = self._feed, self.pending.append, 0, self._held_bytes
         try:
@@ -245,6 +260,18 @@ class MapRun:
         self._held += read
         self._held_bytes = size
 
+    def _end_input(self) -> None:
+        """The executor takes nothing more: good if there is nothing more."""
+        self._is_exhausted = True
+        try:
+            if next(self._items, None) is not None:
+                raise RuntimeError(
+                    "the executor was shut down before its map had read all of its input; map reads as its results are "
+                    "taken: take them before that, inside the with block"
+                )
+        except Exception as error:  # noqa: BLE001 - as above
+            self._input_fault = error
+
     def _sent(self, item: bytes) -> Item:
         return item if len(item) <= INLINE_BYTES_MAX else self._client.upload(io.BytesIO(item))
 
@@ -259,6 +286,7 @@ class MapRun:
     def _leave(self) -> None:
         """Nobody will take any more: what is not finished is of no use."""
         self._is_exhausted = True
+        self._owner = None
         self._feed.remove(self)
         self.pending.clear()
         with self._news:

@@ -3,6 +3,7 @@
 import base64
 import importlib.util
 import pickle
+import sys
 from concurrent.futures import Future
 from pathlib import Path
 from types import ModuleType
@@ -96,3 +97,15 @@ def test_a_masked_definition_is_told_in_other_words() -> None:
     assert isinstance(error, NotAllowedError) and "masked" in str(error)
     other = RefusedError("degraded", "the disk is full")
     assert calls.explained(other) is other
+
+
+class LeavingError(Exception):
+    """One that ends whoever unpickles it."""
+
+    def __reduce__(self) -> Any:
+        return sys.exit, (3,)
+
+
+def test_an_exception_cannot_end_its_reader() -> None:
+    error = outcome(b"said\n" + calls.MARK + base64.b64encode(pickle.dumps(LeavingError())))
+    assert "cannot be unpickled here (SystemExit" in str(error)
