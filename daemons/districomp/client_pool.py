@@ -3,6 +3,7 @@
 Owns in which order places are tried, and the patience. Must not know what a request means, nor use asyncio.
 """
 
+import contextlib
 import os
 import random
 import time
@@ -67,8 +68,9 @@ class LinkPool:
 
     def close(self) -> None:
         """Close the connections that are not in use."""
-        while self._idle:
-            self._idle.pop().close()
+        with contextlib.suppress(IndexError):  # another thread may be quicker
+            while True:
+                self._idle.pop().close()
 
     def take(self, deadline: float | None = None, losses: int = 0) -> Link:
         """A connection, to be given back or closed; `losses` says how many broke in a row without an answer.
