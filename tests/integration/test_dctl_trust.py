@@ -172,7 +172,7 @@ def test_a_certificate_that_has_expired_is_said_to_be_refused(cluster: Cluster, 
     said = dctl("status", code=4, environment=elsewhere.environment).stderr.decode()
     assert "has expired" in said
     assert "dctl join TOKEN" in said
-    assert "its certificate is refused: certificate has expired" in cluster.log()
+    cluster.wait_for(lambda: "its certificate is refused: certificate has expired" in cluster.log(), "word of it")
 
 
 def test_revoking_a_token_ends_who_joined_by_it(cluster: Cluster, elsewhere: Elsewhere) -> None:

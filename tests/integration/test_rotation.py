@@ -101,7 +101,7 @@ def test_what_is_old_joins_during_the_overlap(site: Site) -> None:
     with site.client() as own:
         (words,) = [one.words for one in own.workers() if one.name == "image"]
         assert isinstance(words, str)
-        assert words in site.workers["image"].log_text(), "the same on both sides"
+        wait_until(lambda: words in site.workers["image"].log_text(), "the same on both sides")
         own.admin.admit("image", words)
     wait_until(lambda: site.worker_state("image") == "idle", "the image to be let in", LIMIT_S)
     for name in ("printed", "image"):

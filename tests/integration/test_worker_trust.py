@@ -280,14 +280,14 @@ async def test_nothing_is_ever_said_in_plain(lab: TrustLab) -> None:
 async def test_a_certificate_is_renewed_on_the_live_connection(lab: TrustLab) -> None:
     before = lab.give()
     lab.renew_s = 0.6
-    await lab.join()
+    worker = await lab.join()
     await lab.until(lambda: len(lab.messages(Renew)) >= 2)
     lab.renew_s = 0.0
     assert len(lab.hellos) == 1, "the connection went on"
     csrs = {message.csr for message in lab.messages(Renew)}
     assert len(csrs) == len(lab.messages(Renew)), "each time for a new key"
     await lab.until(lambda: lab.kept().key != before.key)
-    await asyncio.sleep(0.2)
+    await lab.says(worker, "the certificate is renewed")
     count = len(lab.serials)
     await lab.hang_up()
     await lab.listen()

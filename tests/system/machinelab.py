@@ -17,9 +17,9 @@ from typing import IO, Final, NamedTuple
 from scripts.debian_root import debian_root
 from tests.patience import PATIENCE_S
 
-BOOT_S: Final = 60.0
-STOP_S: Final = 20.0
-COMMAND_S: Final = 60.0
+BOOT_S: Final = 120.0
+STOP_S: Final = 60.0
+COMMAND_S: Final = 120.0
 _POLL_S: Final = 0.05
 _ENVIRONMENT: Final = ("env", "-i", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8",
                        "HOME=/root", "DEBIAN_FRONTEND=noninteractive")  # fmt: skip

@@ -11,6 +11,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+from tests.patience import PATIENCE_S
+
 BROWSE = """
 import asyncio, sys, msgspec
 from districomp.discovery import Browser
@@ -47,7 +49,7 @@ class Machine:
 
     def run(self, *command: str) -> None:
         """Run a command on this machine."""
-        subprocess.run([*self.enter, *command], check=True, timeout=30)
+        subprocess.run([*self.enter, *command], check=True, timeout=PATIENCE_S)
 
     def start(self, *command: str) -> "subprocess.Popen[str]":
         """Start a process on this machine, with pipes."""
@@ -82,7 +84,7 @@ class Machine:
         lines: queue.Queue[str] = queue.Queue()
         assert process.stdout is not None
         threading.Thread(target=_pump, args=(process.stdout, lines), daemon=True).start()
-        assert json.loads(lines.get(timeout=30)) == []
+        assert json.loads(lines.get(timeout=PATIENCE_S)) == []
 
         def until(condition: Callable[[list[str]], bool], limit_s: float) -> list[str]:
             while True:

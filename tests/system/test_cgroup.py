@@ -136,7 +136,10 @@ def test_one_that_eats_memory_is_ended_and_others_go_on(farm: Farm) -> None:
 
 def test_all_processes_of_a_task_count_together(farm: Farm) -> None:
     """Three of 40 MiB are too much for 64, and where there is room for them they are told."""
-    hold = "python3 -c 'import time; x = bytearray(40 << 20); time.sleep(2)'"
+    hold = (
+        'python3 -c \'import os, time; x = bytearray(40 << 20); os.mkdir(f"held{os.getpid()}")\n'
+        'while sum(name.startswith("held") for name in os.listdir()) < 3: time.sleep(.05)\''
+    )
     command = "sh", "-c", f"{hold} & {hold} & {hold} & wait"
     assert farm.ended(farm.submit("small", *command))["reason"] == "memory"
     attempt = farm.ended(farm.submit("roomy", *command))

@@ -12,6 +12,8 @@ from typing import Any, Final
 
 import pytest
 
+from tests.priority import timed
+
 from .machinelab import Machine, machine
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(180)]
@@ -100,7 +102,8 @@ def test_installing_starts_a_worker_and_no_coordinator(packages: Path) -> None:
             "static",
             "enabled",
         ]
-        fresh.run("systemctl", "start", "dcoord")
+        with timed() as took:
+            fresh.run("systemctl", "start", "dcoord")
         begun, ready = (
             next(
                 int(entry["__MONOTONIC_TIMESTAMP"]) for entry in entries(fresh, "-u", "dcoord", f"MESSAGE_ID={message}")
@@ -108,7 +111,7 @@ def test_installing_starts_a_worker_and_no_coordinator(packages: Path) -> None:
             for message in (STARTING, STARTED)
         )
         print(f"dcoord ready {(ready - begun) / 1000:.0f} ms after systemd began to start it, its authority made")
-        assert ready - begun < 1_000_000
+        assert (ready - begun) * took.alone_s / took.s < 1_000_000
         fresh.wait("systemctl is-active dcoord-web")
         fresh.wait("systemctl show --property=StatusText dcoord | grep --quiet 'page http://.*:8421'")
         assert not entries(fresh, "-p", "warning", "-u", "dcoord", "-u", "dcoord-web")
@@ -196,7 +199,7 @@ def test_sandboxes_work_below_the_worker(site: Machine) -> None:
     definition = {"version": 1, "command": ["sh", "-c", command], "isolation": "sandbox"}
     site.sh(f"cat > /etc/districomp/tasks.d/boxed.yaml <<'END'\n{json.dumps(definition)}\nEND")
     site.wait("dctl def show boxed")
-    printed = site.sh("dctl submit boxed --results --timeout 30s").split()
+    printed = site.sh("dctl submit boxed --results --timeout 100s").split()
     print(printed)
     assert int(printed[0]) < 10
     site.sh("rm /etc/districomp/tasks.d/boxed.yaml")
@@ -212,7 +215,7 @@ def test_a_restart_keeps_the_queue(site: Machine) -> None:
         site.wait("dctl status")
         assert document(site, f"job show {job}")["counts"]["queued"] == 500
     site.run("systemctl", "start", "dworker")
-    site.sh(f"dctl wait {job} --timeout 60s")
+    site.sh(f"dctl wait {job} --timeout 100s")
     assert document(site, f"job show {job}")["counts"]["done"] == 500
 
 

@@ -291,7 +291,7 @@ def test_every_text_can_be_read(browser: Browser, tmp_path: Path, scheme: str, i
         if is_away:
             web.coordinator.stop()
             shown(page, "#link-text", "coordinator not reachable since")
-            time.sleep(0.5)  # the colours' transition
+            waited(page, lambda: page.evaluate("document.getAnimations().length") == 0)  # the colours' transition
         contrasts = page.evaluate(CONTRASTS)
         assert len(contrasts) > 60
         assert contrasts[0][0] >= 4.5, contrasts[:3]
@@ -367,10 +367,12 @@ def test_a_hidden_page_asks_nothing(browser: Browser, web: Site) -> None:
                 hidden,
             )
 
+        def is_quiet() -> bool:
+            before = page.evaluate("document.documentElement.dataset.refreshed")
+            page.wait_for_timeout(2500)
+            return bool(page.evaluate("document.documentElement.dataset.refreshed") == before)
+
         hide(True)
-        page.wait_for_timeout(1200)
-        before = page.evaluate("document.documentElement.dataset.refreshed")
-        page.wait_for_timeout(2500)
-        assert page.evaluate("document.documentElement.dataset.refreshed") == before
+        waited(page, is_quiet)  # what it had asked already is answered first
         hide(False)
         refreshed(page, 1)

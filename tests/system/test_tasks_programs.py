@@ -10,6 +10,7 @@ import pytest
 from demo.cluster import wait_until
 from tests.integration.taskslab import TasksLab, tasks_lab
 from tests.integration.test_tasks_cluster import count_words
+from tests.patience import PATIENCE_S
 
 __all__ = ["tasks_lab"]
 
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.system
 
 
 def ffmpeg(*arguments: str) -> None:
-    subprocess.run(["ffmpeg", "-nostdin", "-v", "error", "-y", *arguments], check=True, timeout=50)
+    subprocess.run(["ffmpeg", "-nostdin", "-v", "error", "-y", *arguments], check=True, timeout=PATIENCE_S)
 
 
 def probe(path: Path) -> dict[str, dict[str, object]]:
@@ -26,7 +27,7 @@ def probe(path: Path) -> dict[str, dict[str, object]]:
         ["ffprobe", "-v", "error", "-show_streams", "-of", "json", str(path)],
         capture_output=True,
         check=True,
-        timeout=50,
+        timeout=PATIENCE_S,
     )
     return {stream["codec_type"]: stream for stream in json.loads(done.stdout)["streams"]}
 
@@ -114,8 +115,8 @@ def test_compile_builds_a_project_that_runs(tasks_lab: TasksLab, tmp_path: Path)
     files = [str(path) for path in sorted(source.iterdir())]
     objects = written(tmp_path, tasks_lab.results("compile", "--each-file", *files, *flags))
     program = tmp_path / "program"
-    subprocess.run(["gcc", "-o", str(program), *map(str, objects)], check=True, timeout=50)
-    assert subprocess.run([str(program)], capture_output=True, check=True, timeout=50).stdout == b"142\n"
+    subprocess.run(["gcc", "-o", str(program), *map(str, objects)], check=True, timeout=PATIENCE_S)
+    assert subprocess.run([str(program)], capture_output=True, check=True, timeout=PATIENCE_S).stdout == b"142\n"
     # What is wrong is told with the file's own name and line, once.
     ((reason, code, stderr),) = tasks_lab.failed("compile", "--each-file", str(source / "sum.c"))
     assert (reason, code) == ("exit", 1)

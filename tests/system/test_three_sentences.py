@@ -175,14 +175,14 @@ def drop_in(a: Coordinator) -> None:
     a.on.sh(f"mkdir {folder}/table; printf 7 > {folder}/table/factor.txt")
     for name, text in (("table/table.sh", TABLE_SH), ("table.yaml", TABLE_YAML), ("slow.yaml", SLOW_YAML)):
         a.on.sh(f"cat > {folder}/{name} <<'END'\n{text}END")
-    a.on.wait("dctl def show table && dctl def show slow", limit_s=10)
+    a.on.wait("dctl def show table && dctl def show slow")
 
 
 def a_limit_bites_and_the_result_is_read(a: Coordinator) -> None:
     """The third sentence, with a memory limit that is the kernel's."""
     a.on.sh("printf '6\\nbig\\n' > /tmp/rows")
     job = int(a.on.run("dctl", "submit", "table", "--each-line", "/tmp/rows").stdout)
-    a.on.run("dctl", "wait", str(job), "--timeout", "50s", check=False)
+    a.on.run("dctl", "wait", str(job), "--timeout", "100s", check=False)
     (good,), (big,) = a.attempts(job, 2)
     assert good["reason"] == "done", good
     assert big["reason"] == "memory", big
