@@ -187,9 +187,9 @@ def test_a_killed_coordinator_is_waited_for(tmp_path: Path, monkeypatch: pytest.
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
             with Client(cluster.socket) as client:
                 cluster.wait_for(lambda: bool(client.jobs()), "job")
-            cluster.kill_coordinator()
             assert process.stderr is not None
             assert process.stderr.readline() == b"dctl: job 1: 300 tasks\n"
+            cluster.kill_coordinator()
             assert b"coordinator away, waiting" in process.stderr.readline()
             cluster.start_coordinator()
             cluster.start_worker()

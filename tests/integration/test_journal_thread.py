@@ -14,6 +14,7 @@ from dcoord import journal_thread
 from dcoord.core.records import Record, WorkerRecord
 from dcoord.journal import Journal
 from dcoord.journal_thread import JournalThread
+from tests.patience import PATIENCE_S
 
 
 @pytest.fixture
@@ -70,7 +71,7 @@ def test_nothing_is_written_on_the_spot_while_the_thread_has_the_journal(
 
     def occupy() -> None:
         begun.set()
-        assert go_on.wait(20)
+        assert go_on.wait(PATIENCE_S)
 
     async def write() -> None:
         occupied = asyncio.create_task(thread.run(occupy))
@@ -100,11 +101,18 @@ def test_what_arrived_during_a_long_commit_is_heard_before_it_returns(
         theirs.send(b"beat")
         other.execute("COMMIT")
 
+    commit = journal.commit
+    timer = threading.Timer(journal_thread.HELD_UP_S * 2, release)
+
+    def held_up(records: list[Record]) -> None:
+        timer.start()
+        commit(records)
+
+    monkeypatch.setattr(journal, "commit", held_up)
+
     async def write() -> None:
         asyncio.get_running_loop().add_reader(ours, lambda: heard.append(ours.recv(10)))
         other.execute("BEGIN IMMEDIATE")
-        timer = threading.Timer(journal_thread.HELD_UP_S * 2, release)
-        timer.start()
         await thread.commit(journal, named("w1"))
         assert heard == [b"beat"]
         timer.join()

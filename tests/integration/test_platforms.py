@@ -22,7 +22,7 @@ CHILD: Final = Path(__file__).with_name("other_machine.py")
 KINDS: Final = ("darwin", "android", "android-3.13", "windows")
 HERE: Final = os.uname().machine
 ARCHES: Final = {"darwin": "aarch64", "android": HERE, "android-3.13": HERE, "windows": "x86_64"}
-DONE_S: Final = 50
+DONE_S: Final = 100
 DEFINITIONS: Final = {
     "upper": 'version: 1\ncommand: ["sh", "-c", "cat said/it; tr a-z A-Z"]\nbundle: text/\n',
     "large": 'version: 1\ncommand: ["sh", "-c", "cat"]\n',

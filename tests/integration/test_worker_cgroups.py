@@ -20,6 +20,7 @@ from dworker.grants import Grants
 from dworker.runners.cgroups import Group, NoGroupsError, Tree, Usage, locate
 from dworker.runners.host import Host, make_guard
 from dworker.runners.spawn import Ending, Exit, NotStarted, Request, SpawnServer
+from tests.patience import PATIENCE_S
 
 from .spawnlab import Starter, code, until, with_starter
 from .workerlab import Lab, in_lab
@@ -332,7 +333,7 @@ def test_its_end_is_told_when_nothing_of_it_is_left(base: Path, tmp_path: Path) 
         (group.folder / "memory.peak").write_text("4096\n")
         (group.folder / "pids.events").write_text("max 1\n")
         (group.folder / "cgroup.events").write_text("populated 0\n")
-        assert await asyncio.wait_for(ended, 10) == Exit(0x100, 2.5, 4096, "processes")
+        assert await asyncio.wait_for(ended, PATIENCE_S) == Exit(0x100, 2.5, 4096, "processes")
 
     with_host(tmp_path, tree, body)
 
@@ -344,7 +345,7 @@ def test_who_was_refused_a_process_and_did_well_has_done_well(base: Path, tmp_pa
         group, ended = start(host, tree, ["true"])
         (group.folder / "pids.events").write_text("max 1\n")
         (group.folder / "cgroup.events").write_text("populated 0\n")
-        ending = await asyncio.wait_for(ended, 10)
+        ending = await asyncio.wait_for(ended, PATIENCE_S)
         assert isinstance(ending, Exit)
         assert (ending.status, ending.over) == (0, "")
 
@@ -361,7 +362,7 @@ def test_a_kill_takes_the_whole_group(base: Path, tmp_path: Path) -> None:
         host.kill(1, signal.SIGKILL)
         assert (group.folder / "cgroup.kill").read_text() == "1"
         (group.folder / "cgroup.events").write_text("populated 0\n")
-        await asyncio.wait_for(ended, 10)
+        await asyncio.wait_for(ended, PATIENCE_S)
 
     with_host(tmp_path, tree, body)
 
