@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
-BOUND_S = 600
+BOUND_S = 150
 _FENCE = re.compile(r"^```(sh|text)(?: (\w+))?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 # A reader's machine is idle; one that tests may be slow.

@@ -9,7 +9,7 @@ from tests.acceptance.documents_lab import ROOT, Block, Ran, missing, prepare, r
 DOCUMENTS = {"README.md": "## Five minutes", "docs/tour.md": "# A tour"}
 
 
-@pytest.mark.timeout(700)
+@pytest.mark.timeout(200)
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_a_document_is_true(name: str, tmp_path: Path) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")

@@ -47,7 +47,7 @@ MEMORY_MB_MAX = 200.0
 LOG_BYTES_MAX = 128 * 1024
 WORKERS = 1000
 LIMIT_S = 50.0
-WORKERS_LIMIT_S = 270.0
+WORKERS_LIMIT_S = 150.0
 BEAT_S = 2.0
 
 
@@ -86,9 +86,7 @@ class Site(NamedTuple):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    # Nobody is to be lost who is slow because all of them are one process here.
-    started = Cluster(tmp_path_factory.mktemp("c"), lease="120s")
-    with started as cluster, pytest.MonkeyPatch.context() as patch:
+    with Cluster(tmp_path_factory.mktemp("c")) as cluster, pytest.MonkeyPatch.context() as patch:
         (cluster.config / "tasks.d" / "noop.yaml").write_text(NOOP)
         patch.setenv("DISTRICOMP_STATE_DIR", str(cluster.folder / "client"))
         cluster.start_coordinator()
@@ -190,7 +188,6 @@ def known(site: Site) -> Site:
     return site
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.usefixtures("many_files")
 @pytest.mark.parametrize("greeting", [[], [HelloGuest(PROTOCOL_VERSION, "test")]])
 def test_nobodies_of_one_address_have_a_limit(known: Site, greeting: list[AnyMessage]) -> None:
@@ -207,14 +204,10 @@ def test_nobodies_of_one_address_have_a_limit(known: Site, greeting: list[AnyMes
             await asyncio.gather(*(stack.enter_async_context(peer(known)) for _ in range(most)))
             await asyncio.gather(*ended)
 
-    # Where others keep the processors busy a round can take as long as the deadline, and says nothing.
     assert known.cluster.coordinator is not None
-    alone_s: list[float] = []
-    while not alone_s or (alone_s[-1] >= 4.0 and len(alone_s) < 10):
-        with ahead_of_others(known.cluster.coordinator.pid), timed() as took:
-            uvloop.run(main())
-        alone_s.append(took.alone_s)
-    assert alone_s[-1] < 4.0, "it was the deadline that ended them"
+    with ahead_of_others(known.cluster.coordinator.pid), timed() as took:
+        uvloop.run(main())
+    assert took.alone_s < 4.0, "it was the deadline that ended them"
     known.everybody_works()
 
 

@@ -91,7 +91,6 @@ def _live(cluster: SecretCluster) -> None:
         ("def", "list"), ("def", "show", "leaks"), ("token", "list"), ("results", "1"), ("explain", f"{failed}.0"), ("logs", f"{failed}.0"),
     ):  # fmt: skip
         cluster.dctl(*arguments, "--json")
-    for arguments in (("status",), ("worker", "list"), ("job", "show", f"{failed}")):
         cluster.dctl(*arguments, elsewhere=ann)
     cluster.plain = dict(plain_port(cluster, [*PATHS, "/nothing", f"/results/{failed}.0", f"/tasks/{failed}.0"]))
     cluster.dctl("ca", "rotate", "--yes", "--json")

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from dworker.runners.lines import Lines
-from dworker.runners.spawn import Exit, Lost, NotStarted, PlainSpawner, Returned, Spawner, SpawnServer
+from dworker.runners.spawn import Exit, Lost, NotStarted, PlainSpawner, Returned, Said, Spawner, SpawnServer
 from tests.integration.spawnlab import Starter, code, until, with_starter
 from tests.integration.workerlab import children, is_alive
 
+TRIES = 100
 LARGE = "fcntl(STDOUT, 1031, 300000); syswrite(STDOUT, 'x' x 200000)"
 """Makes its pipe larger (F_SETPIPE_SZ) and fills it at once."""
 
@@ -27,20 +28,30 @@ def capturing(test: Callable[[Starter], Coroutine[Any, Any, None]], kind: Any = 
     with_starter(kind, body)
 
 
+async def heard_at_its_end(starter: Starter, argv: list[str], data: bytes = b"") -> tuple[Exit, Said]:
+    """Of a process that is over before it counts as one that lasts: on a busy machine not each is, and another is tried."""
+    for _ in range(TRIES):
+        key = len(starter.ends) + 1
+        starter.capture(key, argv, data)
+        (ending,) = await starter.ended(key)
+        assert isinstance(ending, Exit)
+        if ending.said is not None:
+            return ending, ending.said
+    raise AssertionError(f"none of {TRIES} was heard at its end")
+
+
 def test_what_a_short_process_says_comes_with_its_end() -> None:
     async def test(starter: Starter) -> None:
         before = time.monotonic()
-        starter.capture(1, ["cat"], b"data" * 1000)
-        starter.capture(2, ["sh", "-c", "echo out; echo err >&2; exit 3"])
-        starter.capture(3, ["true"])
-        for ending, output in zip(await starter.ended(1, 2, 3), (b"data" * 1000, b"out\n", b""), strict=True):
-            assert isinstance(ending, Exit)
-            if ending.said is None:  # on a busy machine even these may have lasted
-                continue
-            assert ending.said.out == output
-            assert before <= ending.said.started <= ending.said.ended <= time.monotonic()
-        (second,) = await starter.ended(2)
-        assert code(second) == 3
+        complains = ["sh", "-c", "echo out; echo err >&2; exit 3"]
+        for argv, data, output, errors, exit_code in (
+            (["cat"], b"data" * 1000, b"data" * 1000, b"", 0),
+            (complains, b"", b"out\n", b"err\n", 3),
+            (["true"], b"", b"", b"", 0),
+        ):
+            ending, said = await heard_at_its_end(starter, argv, data)
+            assert (said.out, said.err, code(ending)) == (output, errors, exit_code)
+            assert before <= said.started <= said.ended <= time.monotonic()
 
     capturing(test)
 
@@ -73,16 +84,19 @@ def test_what_a_pipe_was_made_larger_for_is_all_there() -> None:
 
 def test_one_follows_another_in_a_slot() -> None:
     async def test(starter: Starter) -> None:
-        for key in range(1, 6):
-            starter.capture(key, ["sh", "-c", "exit 0"], slot=0)
-        await starter.ended(*range(1, 6))
-        times = []
-        for key in range(1, 6):
-            ending = starter.ends[key]
-            if isinstance(ending, Exit) and ending.said is not None:
-                times.append((ending.said.started, ending.said.ended))
-        assert times == sorted(times)
-        assert all(ended <= started for (_, ended), (started, _) in pairwise(times))
+        times: list[tuple[float, float]] = []
+        # On a busy machine one of them may last, and what waits behind it comes back: then five more are tried.
+        for first in range(1, 5 * TRIES, 5):
+            for key in range(first, first + 5):
+                starter.capture(key, ["sh", "-c", "exit 0"], slot=0)
+            endings = await starter.ended(*range(first, first + 5))
+            said = [ending.said for ending in endings if isinstance(ending, Exit) and ending.said is not None]
+            times = [(one.started, one.ended) for one in said]
+            assert times == sorted(times)
+            assert all(ended <= started for (_, ended), (started, _) in pairwise(times))
+            if len(times) > 1:
+                break
+        assert len(times) > 1, "none has followed another"
 
     capturing(test)
 
@@ -117,7 +131,8 @@ def test_one_that_cannot_be_started_does_not_hold_its_slot_up() -> None:
         assert isinstance(one, NotStarted)
         assert isinstance(three, NotStarted | Returned)
         starter.capture(5, ["true"], slot=0)
-        assert not isinstance((await starter.ended(5))[0], NotStarted)
+        (five,) = await starter.ended(5)
+        assert code(five) == 0
 
     capturing(test)
 

@@ -129,7 +129,7 @@ def before_all_others() -> Iterator[None]:
 @pytest.mark.usefixtures("before_all_others")
 @pytest.mark.parametrize("started", ["before", "after"])
 def test_one_string_makes_a_worker_of_a_machine(tmp_path: Path, started: str) -> None:
-    """The best of three, since others work on this machine too; all of them join."""
+    """Three times: each one is quick."""
     with ExitStack() as stack:
         network = Network(stack, tmp_path)
         took: list[Took] = []
@@ -138,7 +138,7 @@ def test_one_string_makes_a_worker_of_a_machine(tmp_path: Path, started: str) ->
             took.append(time_to_join(network, host, name, started))
             print(f"joined {took[-1].s:.2f} s after `dctl join` was typed, dworker started {started}")
             wait_until(lambda name=name: network.state(name) == "idle", "it to be there", LIMIT_S)  # type: ignore[misc]
-        assert min(one.alone_s for one in took) < JOIN_S
+        assert max(one.alone_s for one in took) < JOIN_S
         job = network.submit("wc", "-c", data=b"x" * 200_000)
         wait_until(lambda: network.job_state(job) == "done", "a task with large data", LIMIT_S)
 
