@@ -21,6 +21,7 @@ from typing import IO, Final
 import msgspec
 
 from bench.machine import heading, rss_mb
+from bench.results import percentile
 from demo.cluster import Cluster, script
 from districomp.client import Client
 
@@ -66,8 +67,7 @@ class Figures(msgspec.Struct):
 
 def spread(calls_ms: list[float]) -> str:
     """The 99th percentile and the highest."""
-    calls = sorted(calls_ms)
-    return f"{calls[int(len(calls) * 0.99)]:.1f} / {calls[-1]:.1f}" if calls else "-"
+    return f"{percentile(calls_ms, 0.99):.1f} / {max(calls_ms):.1f}" if calls_ms else "-"
 
 
 class Watcher:

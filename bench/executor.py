@@ -16,6 +16,7 @@ from pathlib import Path
 
 from bench.client import client_of
 from bench.machine import cpu_s, heading, summary
+from bench.results import percentile
 from demo.cluster import Cluster
 from districomp import Executor
 
@@ -78,7 +79,7 @@ def main() -> None:
                     for kind, measure in kinds:
                         rates.setdefault(f"{name}, {kind}", []).append(measure(executor, calls))
             used = cpu_s(coordinator.pid) - used
-            times = {name: sorted(round_trips_ms(executor, given.latency)) for name, executor, _ in systems}
+            times = {name: round_trips_ms(executor, given.latency) for name, executor, _ in systems}
     print(f"{heading()}\n\n| what | calls/s |\n|---|---|")
     for what, values in rates.items():
         print(f"| {what} | {summary(values)} |")
@@ -86,8 +87,7 @@ def main() -> None:
     print(f"| `map`, of the pool's in the same round | {summary([mine / pools for mine, pools in pairs], 1)} x |")
     print(f"| the coordinator's processor time | {1e6 * used / (2 * given.rounds * given.calls):.1f} us a call |")
     for name, took in times.items():
-        p99 = took[int(len(took) * 0.99)]
-        print(f"| {name}, one call, median / p99 | {statistics.median(took):.2f} / {p99:.2f} ms |")
+        print(f"| {name}, one call, median / p99 | {statistics.median(took):.2f} / {percentile(took, 0.99):.2f} ms |")
     if given.json:
         given.json.write_text(
             json.dumps({"machine": heading(), "calls_per_s": rates, "round_trip_ms": times}, indent=1)

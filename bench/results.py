@@ -22,7 +22,10 @@ class Series(msgspec.Struct, omit_defaults=True):
 
 
 class System(msgspec.Struct):
-    """What was measured of one system. `figures`: FIGURES -> its series; `missing`: why there is nothing (more)."""
+    """What was measured of one system; `missing`: why there is nothing (more).
+
+    `figures`: `noop`, `true`, `map` (a second), `latency_median`, `latency_p99` (ms), `ready_s`, `queued_bytes` (a task).
+    """
 
     name: str
     title: str
@@ -70,17 +73,6 @@ class Scale(msgspec.Struct):
     tasks: list[Point]
 
 
-FIGURES: Final = {
-    "noop": "no-op tasks/s",
-    "true": "/bin/true tasks/s",
-    "map": "functions/s, one a task",
-    "latency_median": "latency, median ms",
-    "latency_p99": "latency, p99 ms",
-    "ready_s": "start until it works, s",
-    "queued_bytes": "bytes a queued task",
-}
-"""Name in the files -> what it is."""
-
 Result = TypeVar("Result", Comparison, Scale)
 
 
@@ -107,7 +99,7 @@ def rounded(value: float) -> float:
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The value that this share of all are at most: 0.99 of a hundred is the second largest."""
+    """The first value that more than this share of all do not exceed: 0.99 of a hundred is the largest, of a thousand the tenth largest."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
 

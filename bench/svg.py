@@ -1,7 +1,8 @@
-"""Plots as SVG: bars beside their names, and curves in small panels. Pure text, no library.
+"""Plots as SVG: bars beside their names, and curves in panels. Pure text, no library.
 
 Owns the looks: readable on light and dark pages (each plot brings its own background, which follows the reader's
-setting), without colour too (every bar and point has its figure beside it). Knows nothing of what is plotted.
+setting), on a telephone too, whose page shrinks it by a third, and without colour (every bar and point has its figure
+beside it). Knows nothing of what is plotted.
 """
 
 import math
@@ -9,24 +10,25 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 from xml.sax.saxutils import escape
 
-WIDTH: Final = 760
+WIDTH: Final = 560
 STYLE: Final = """\
 <style>
 text { font: 13px system-ui, sans-serif; fill: #24292f }
-.title { font-size: 15px; font-weight: 600 } .small { font-size: 11px; fill: #57606a } .end { text-anchor: end }
+.title { font-size: 14px; font-weight: 600 } .small { font-size: 12px; fill: #57606a } .end { text-anchor: end }
+.figure { paint-order: stroke; stroke: #ffffff; stroke-width: 4px }
 .middle { text-anchor: middle } .page { fill: #ffffff } .grid { stroke: #d0d7de } .range { stroke: #24292f; stroke-width: 1.5 }
 .other { fill: #8c959f } .ours { fill: #1f6feb } .limit { fill: #bc4c00 } .curve { stroke: #1f6feb; stroke-width: 2; fill: none }
 @media (prefers-color-scheme: dark) {
-text { fill: #e6edf3 } .small { fill: #9198a1 } .page { fill: #0d1117 } .grid { stroke: #30363d } .range { stroke: #e6edf3 }
+text { fill: #e6edf3 } .small { fill: #9198a1 } .figure { stroke: #0d1117 } .page { fill: #0d1117 } .grid { stroke: #30363d } .range { stroke: #e6edf3 }
 .other { fill: #6e7681 } .ours { fill: #4493f8 } .limit { fill: #f0883e } .curve { stroke: #4493f8 } }
 </style>"""
 
-LABEL_WIDTH: Final = 240
-VALUE_WIDTH: Final = 80
+LABEL_WIDTH: Final = 216
+VALUE_WIDTH: Final = 62
 ROW: Final = 26
 BAR: Final = 14
 TOP: Final = 52
-PANEL_HEIGHT: Final = 230
+PANEL_HEIGHT: Final = 180
 PANEL_MARGIN: Final = 58
 INSET: Final = 22
 """Room beside the first and last point, for their figures."""
@@ -123,20 +125,19 @@ def bars(title: str, rows: Sequence[Bar], *, logarithmic: bool = False) -> str:
 
 
 def panels(title: str, each: Sequence[Panel]) -> str:
-    """Curves side by side, two in a row."""
+    """Curves, one below the other."""
     parts = [_text(16, 24, title, "title")]
     for number, panel in enumerate(each):
-        left = (number % 2) * WIDTH / 2
-        parts += _panel(panel, left, 40 + PANEL_HEIGHT * (number // 2))
-    return _page(48 + PANEL_HEIGHT * math.ceil(len(each) / 2), title, parts)
+        parts += _panel(panel, 40 + PANEL_HEIGHT * number)
+    return _page(48 + PANEL_HEIGHT * len(each), title, parts)
 
 
-def _panel(panel: Panel, left: float, top: float) -> list[str]:
-    start, end = left + PANEL_MARGIN, left + WIDTH / 2 - 8
+def _panel(panel: Panel, top: float) -> list[str]:
+    start, end = PANEL_MARGIN, WIDTH - 16
     x_axis = scale([point[0] for point in panel.points], start + INSET, end - INSET, logarithmic=True)
     heights = [value for point in panel.points for value in point[1:]]
     y_axis = scale(heights, top + PANEL_HEIGHT - 40, top + 40, logarithmic=panel.logarithmic)
-    parts = [_text(left + 16, top + 18, panel.title, "")]
+    parts = [_text(16, top + 18, panel.title, "")]
     for mark in y_axis.marks():
         y = y_axis.at(mark)
         parts.append(f'<path class="grid" d="M{start} {y:.1f}H{end}"/>')
@@ -149,7 +150,7 @@ def _panel(panel: Panel, left: float, top: float) -> list[str]:
             f'<path class="range" d="M{x_axis.at(x):.1f} {y_axis.at(low):.1f}V{y_axis.at(high):.1f}"/>'
             f'<circle class="ours" cx="{x_axis.at(x):.1f}" cy="{y_axis.at(median):.1f}" r="3.5"/>'
         )
-        parts.append(_text(x_axis.at(x), y_axis.at(high) - 8, short(median), "small middle"))
+        parts.append(_text(x_axis.at(x), y_axis.at(high) - 8, short(median), "small middle figure"))
     return parts
 
 

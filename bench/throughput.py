@@ -14,6 +14,7 @@ from pathlib import Path
 from bench import limit
 from bench.client import client_of
 from bench.machine import cpu_s, heading, rss_mb, summary
+from bench.results import percentile
 from demo.cluster import Cluster
 from districomp.client import Client
 
@@ -101,9 +102,8 @@ def main() -> None:
         with client_of(cluster, insecure=arguments.insecure) as client:
             throughput(client, "noop", 1000)
             print_rates(client, coordinator.pid, (arguments.noop, arguments.true), arguments.runs, Path(folder))
-            times = sorted(latencies_ms(client, arguments.latency))
-            p99 = times[int(len(times) * 0.99)]
-            print(f"| one no-op, median / p99 | {statistics.median(times):.2f} / {p99:.2f} ms |")
+            times = latencies_ms(client, arguments.latency)
+            print(f"| one no-op, median / p99 | {statistics.median(times):.2f} / {percentile(times, 0.99):.2f} ms |")
             print(f"| the coordinator's memory afterwards | {rss_mb(coordinator.pid):.0f} MB |")
 
 

@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 
 from bench.client import client_of, write_token
 from bench.machine import heading, summary
+from bench.results import percentile
 from bench.throughput import define, throughput
 from dcoord.authority import Authority
 from demo.cluster import Cluster
@@ -138,7 +139,7 @@ def print_phases(phases: Phases) -> None:
     print("| a new worker | ms, median [range], p99 |")
     print("|---|---|")
     for what, times in rows:
-        p99 = sorted(times)[int(len(times) * 0.99)]
+        p99 = percentile(times, 0.99)
         print(f"| {what} | {summary(times, 2)}, {p99:.2f} |")
 
 

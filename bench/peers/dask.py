@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from bench.peers.base import Place, Running, wait_for
-from bench.peers.driver import dispatch, noop, run_true, serve
+from bench.peers.driver import dispatch, noop, serve_functions
 from bench.peers.kinds import PythonPeer
 
 
@@ -47,19 +47,10 @@ def drive(scheduler_file: str, workers: str) -> None:
     client = distributed.Client(scheduler_file=scheduler_file)
     if int(workers):
         client.wait_for_workers(int(workers))
-    kept = []
-
-    def gather(tasks: int) -> None:
-        assert client.gather(client.map(noop, range(tasks), pure=False)) == list(range(tasks))
-
-    serve(
-        {
-            "noop": gather,
-            "map": gather,
-            "true": lambda tasks: client.gather(client.map(run_true, range(tasks), pure=False)),
-            "once": lambda number: client.submit(noop, number, pure=False).result(),
-            "queue": lambda tasks: kept.append(client.map(noop, range(tasks), pure=False)),
-        }
+    serve_functions(
+        lambda function, tasks: client.map(function, range(tasks), pure=False),
+        client.gather,
+        lambda number: client.submit(noop, number, pure=False).result(),
     )
 
 

@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 PROGRAM: Final = "/bin/true"
 
@@ -52,6 +52,28 @@ def serve_bare(run: Callable[[bytes, int], None], queue: Callable[[int], None]) 
             "true": lambda tasks: run(b"true", tasks),
             "once": lambda _: run(b"noop", 1),
             "queue": queue,
+        }
+    )
+
+
+def serve_functions(
+    submit: Callable[[Callable[[int], Any], int], list[Any]],
+    gather: Callable[[list[Any]], list[Any]],
+    once: Callable[[int], object],
+) -> None:
+    """`serve` for a system of Python functions: calls of one are submitted at once, and their results gathered."""
+    kept = []
+
+    def run(tasks: int) -> None:
+        assert gather(submit(noop, tasks)) == list(range(tasks))
+
+    serve(
+        {
+            "noop": run,
+            "map": run,
+            "true": lambda tasks: gather(submit(run_true, tasks)),
+            "once": once,
+            "queue": lambda tasks: kept.append(submit(noop, tasks)),
         }
     )
 

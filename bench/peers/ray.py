@@ -1,11 +1,11 @@
 """Ray: a head node of two processors, remote functions, `ray.get` of the list."""
 
 import os
-from collections.abc import Mapping
-from typing import ClassVar, Final
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Final
 
 from bench.peers.base import Place, Running
-from bench.peers.driver import dispatch, noop, run_true, serve
+from bench.peers.driver import dispatch, noop, run_true, serve_functions
 from bench.peers.kinds import PythonPeer
 
 STORE_BYTES: Final = 1 << 30
@@ -41,23 +41,16 @@ def drive(folder: str, workers: str) -> None:
         _node_ip_address="127.0.0.1",
         _temp_dir=os.path.realpath(folder),
     )
-    remote, remote_true = ray.remote(noop), ray.remote(run_true)
-    kept = []
+    functions: tuple[Callable[[int], Any], ...] = (noop, run_true)
+    remotes = {function: ray.remote(function) for function in functions}
 
-    def gather(tasks: int) -> None:
-        assert ray.get([remote.remote(number) for number in range(tasks)]) == list(range(tasks))
+    def submit(function: Callable[[int], Any], tasks: int) -> list[Any]:
+        remote = remotes[function]
+        return [remote.remote(number) for number in range(tasks)]
 
     if int(workers):
-        gather(100)
-    serve(
-        {
-            "noop": gather,
-            "map": gather,
-            "true": lambda tasks: ray.get([remote_true.remote(number) for number in range(tasks)]),
-            "once": lambda number: ray.get(remote.remote(number)),
-            "queue": lambda tasks: kept.append([remote.remote(number) for number in range(tasks)]),
-        }
-    )
+        ray.get(submit(noop, 100))
+    serve_functions(submit, ray.get, lambda number: ray.get(remotes[noop].remote(number)))
 
 
 if __name__ == "__main__":
