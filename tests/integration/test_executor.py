@@ -364,15 +364,22 @@ def test_many_jobs_under_way_go_on_by_a_second_connection(
     lab: ExecutorLab, executor: Executor, notes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(executor_engine, "OPEN_MAX", 3)
+    before = threads()
     slow = []
     for k in range(4):  # as many as there are slots: a job each
         slow.append(executor.submit(writes_its_pid_and_sleeps, str(notes / f"{k}")))
         lab.wait_for(notes / f"{k}")
+    assert threads() == before + 2, "a connection has a thread"
     queued = [executor.submit(abs, -k) for k in range(10)]
     slow.pop().cancel()
     assert [one.result(BOUND_S) for one in queued] == list(range(10))
     for one in slow:
         one.cancel()
+
+
+def threads() -> int:
+    """How many serve executors."""
+    return sum(thread.name == executorlab.THREAD for thread in threading.enumerate())
 
 
 def test_the_document_is_true_of_a_program_of_its_own(lab: ExecutorLab, tmp_path: Path) -> None:

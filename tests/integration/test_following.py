@@ -9,7 +9,7 @@ import pytest
 from bench.machine import rss_mb
 from dcoord.following import FOLLOWED_MAX, RECENT_BYTES
 from demo.cluster import wait_until
-from districomp.messages import Ack, Assign, Cancel, Refused, ResultRows, Results
+from districomp.messages import Ack, Assign, Cancel, Query, Refused, Reply, ResultRows, Results
 from districomp.model import CANCELLED
 from districomp.outcome import Outcome
 from tests.integration.daemonlab import Lab, Peer, lab
@@ -193,7 +193,25 @@ def test_the_end_of_a_job_is_told_also_without_a_row_of_a_worker(lab: Lab, follo
     assert [row.sweep for row in reader.rows] == [CANCELLED]
 
 
-def test_who_breaks_off_is_forgotten_and_the_others_go_on(lab: Lab, follow: Follow) -> None:
+def test_who_breaks_off_costs_nothing_any_more(lab: Lab) -> None:
+    job = lab.submit(1)
+    assert lab.cluster.coordinator is not None
+
+    def come_and_go(times: int) -> float:
+        for _ in range(times):
+            with lab.client() as client:
+                client.send(*(Results(number, job, 0, wait=True, follow=True) for number in range(FOLLOWED_MAX)))
+                client.send(Query(FOLLOWED_MAX, "status"))
+                client.expect(Reply)
+        assert lab.cluster.coordinator is not None
+        return rss_mb(lab.cluster.coordinator.pid)
+
+    before = come_and_go(5)
+    # As followers they would be 40 MB.
+    assert come_and_go(100) - before < 10
+
+
+def test_who_breaks_off_holds_up_nobody(lab: Lab, follow: Follow) -> None:
     job = lab.submit(40)
     with lab.worker() as worker:
         readers = [follow(job) for _ in range(6)]

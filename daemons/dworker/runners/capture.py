@@ -50,10 +50,11 @@ class Capture:
         return out, err, more_out or more_err
 
     def close(self) -> None:
-        """Nobody reads any more."""
+        """Nobody reads any more. Once more does nothing."""
         for fd in (self.out, self.err):
             if fd >= 0:
                 os.close(fd)
+        self.out = self.err = -1
 
 
 def _drained(fd: int) -> tuple[bytes, bool]:

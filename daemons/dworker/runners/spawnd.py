@@ -292,6 +292,8 @@ class Server:
             self.orphans.spare(tokens)
             if capture is not None:
                 self.captures[key] = capture
+                if len(self.captures) > CAPTURES_MAX:  # many may have been asked for at once
+                    self.hand_over()
             else:
                 self.replies.later("pid", key, pid)
         for fd in fds:
