@@ -257,13 +257,9 @@ class Journal:
     def _restored(self) -> Restored:
         connection = self._connection
         jobs = journal_read.select_jobs(connection)
-        by_number = {job.record.job: job for job in jobs}
-        for (key,) in query(connection, "SELECT key FROM payloads ORDER BY key"):
-            job = by_number.get(key >> journal_rows.INDEX_BITS)
-            if job is not None:
-                job.chunks.append(key & journal_rows.LOW_MASK)
         for job in jobs:
             if job.end is None:
+                job.chunks = journal_read.select_chunks(connection, job.record.job)
                 job.heads = journal_read.select_heads(connection, job.record.job)
                 job.last_serial = job.heads[-1].serial if job.heads else 0
         definitions = dict(query(connection, "SELECT digest, body FROM definitions"))

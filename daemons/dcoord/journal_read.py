@@ -14,7 +14,7 @@ from typing import Any, Final
 import apsw
 
 from dcoord import journal_rows as rows_of
-from dcoord.core.records import Head, IdentityRecord, RestoredJob, TokenRecord
+from dcoord.core.records import Head, IdentityRecord, JobRecord, RestoredJob, TokenRecord
 from districomp.errors import JournalError
 from districomp.model import DONE, QUEUED, STATE_NAMES, Item, Payload
 from districomp.outcome import Outcome
@@ -30,7 +30,7 @@ BUSY_MS: Final = 5000
 """How long a connection waits for another one's lock; held only for moments (recovery, checkpoint)."""
 
 ENTRIES_KEPT: Final = 4
-"""Unpacked rows and unpacked chunks that a Reader keeps at hand."""
+"""Of submissions, unpacked rows and unpacked chunks each, that a Reader keeps at hand."""
 
 _OUR_BUGS: Final = (
     apsw.BindingsError,
@@ -39,7 +39,7 @@ _OUR_BUGS: Final = (
     apsw.MisuseError,
     apsw.ThreadingViolationError,
 )
-_JOB_COLUMNS: Final = "job, request_id, user, name, definition, definition_name, count, details, submitted"
+_JOB_COLUMNS: Final = "jobs.job, request_id, user, name, definition, definition_name, count, {details}, submitted"
 _HEAD_COLUMNS: Final = "serial, first, count, offsets, states, reasons, sweep"
 
 
@@ -166,18 +166,28 @@ def select_outcome(connection: apsw.Connection, job: int, serial: int) -> Outcom
 
 
 def select_jobs(connection: apsw.Connection, job: int | None = None) -> list[RestoredJob]:
-    """All jobs by number, or one, with everything but the chunks, the heads and an unended job's last serial."""
-    columns = ", ".join(f"jobs.{column}" for column in _JOB_COLUMNS.split(", "))
+    """All jobs by number, those that have ended without their details; or one.
+
+    With everything else but the chunks, the heads and an unended job's last serial.
+    """
+    details = "CASE WHEN ends.job IS NULL THEN details END" if job is None else "details"
     found = query(
         connection,
         f"""
-        SELECT {columns}, frontier, started, state, counts, ended, last_serial
+        SELECT {_JOB_COLUMNS.format(details=details)}, frontier, started, state, counts, ended, last_serial
         FROM jobs LEFT JOIN frontiers USING (job) LEFT JOIN ends USING (job)
         {"" if job is None else "WHERE jobs.job = ?"} ORDER BY jobs.job
         """,
         () if job is None else (job,),
     )
     return [_restored_job(columns) for columns in found]
+
+
+def select_record(connection: apsw.Connection, job: int) -> JobRecord:
+    """A submission as it was made; LookupError if there is no such job."""
+    for found in select_jobs(connection, job):
+        return found.record
+    raise LookupError(f"there is no job {job}")
 
 
 def _restored_job(columns: tuple[Any, ...]) -> RestoredJob:
@@ -227,7 +237,8 @@ class Reader:
             except BaseException:
                 self._connection.close()
                 raise
-        # Neighbouring tasks share rows and chunks, which never change once written.
+        # Neighbouring tasks share these, which never change once written.
+        self._record: Callable[[int], JobRecord] = lru_cache(ENTRIES_KEPT)(partial(select_record, self._connection))
         self._items: Callable[[int, int], list[Item]] = lru_cache(ENTRIES_KEPT)(
             partial(select_payload, self._connection)
         )
@@ -238,11 +249,11 @@ class Reader:
     def item(self, job: int, index: int) -> Item | None:
         """What a task was given; None if there is no such task, b"" if its job has no input."""
         with self._reading(f"reading task {job}.{index}"):
-            found = select_jobs(self._connection, job)
-            if not found or not 0 <= index < found[0].record.count:
+            record = self._submission(job)
+            if record is None or not 0 <= index < record.count:
                 return None
-            if found[0].record.numbers is not None:
-                start, step = found[0].record.numbers
+            if record.numbers is not None:
+                start, step = record.numbers
                 return str(start + index * step).encode()
             chunk = query(
                 self._connection,
@@ -259,8 +270,8 @@ class Reader:
     def result(self, job: int, index: int) -> Payload | None:
         """The recorded result of a task that is done; UnknownTaskError or NotDoneError if it is not one."""
         with self._reading(f"reading the result of task {job}.{index}"):
-            found = select_jobs(self._connection, job)
-            if not found or not 0 <= index < found[0].record.count:
+            record = self._submission(job)
+            if record is None or not 0 <= index < record.count:
                 raise UnknownTaskError(f"there is no task {job}.{index}")
             attempts = self._attempts(job, index)
             for attempt in reversed(attempts):
@@ -303,12 +314,23 @@ class Reader:
                 found[0].heads = select_heads(self._connection, job)
             return found[0]
 
+    def record(self, job: int) -> JobRecord | None:
+        """A submission as it was made; None if there is no such job."""
+        with self._reading(f"reading job {job}"):
+            return self._submission(job)
+
     def close(self) -> None:
         """Close the connection; safe twice."""
         self._connection.close()
 
     def _reading(self, doing: str) -> contextlib.AbstractContextManager[None]:
         return reading(self._connection, self._path, doing)
+
+    def _submission(self, job: int) -> JobRecord | None:
+        try:
+            return self._record(job)
+        except LookupError:
+            return None
 
     def _attempts(self, job: int, index: int) -> list[Outcome]:
         if not 0 <= index <= rows_of.LOW_MASK:

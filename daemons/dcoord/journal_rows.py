@@ -4,9 +4,10 @@ A row is (kind, a ... k), the columns of the view `batch` in `schema.sql`, whose
 and in the schemas that follow) say what each kind's columns are. What a restart must read of an outcome (its head) is apart from the rest (its body).
 """
 
+import contextlib
 import sys
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -157,9 +158,9 @@ def _job_row(record: JobRecord) -> Row:
 
 
 def unpack_job(columns: tuple[Any, ...]) -> JobRecord:
-    """A job of the columns of the table `jobs`, in their order."""
+    """A job of the columns of the table `jobs`, in their order; without its details if those are None."""
     job, request_id, user, name, definition, definition_name, count, details, submitted = columns
-    params, numbers, max_fails, matrix = _details.decode(details)
+    params, numbers, max_fails, matrix = ({}, None, None, []) if details is None else _details.decode(details)
     return JobRecord(
         job, request_id, user, name, definition, definition_name, params, count, numbers, max_fails, submitted, matrix
     )
@@ -307,6 +308,14 @@ def attempts_in(outcome: Outcome, index: int) -> list[Outcome]:
             stderr=at(outcome.stderr, position, b""),
             results=at(outcome.results, position, None),
         )
-        for position, named in enumerate(outcome.indexes)
-        if named == index
+        for position in _positions(outcome.indexes, index)
     ]
+
+
+def _positions(indexes: list[int], index: int) -> Iterator[int]:
+    """Where an index is, mostly once, without looking at the others one by one."""
+    at = -1
+    with contextlib.suppress(ValueError):
+        while True:
+            at = indexes.index(index, at + 1)
+            yield at

@@ -7,6 +7,7 @@ from typing import Any
 import apsw
 import msgspec
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from dcoord.core.records import (
     DefinitionRecord,
@@ -136,9 +137,12 @@ class Model(msgspec.Struct):
         for number, job in sorted(self.jobs.items()):
             outcomes = self.outcomes[number]
             shown = outcomes if with_heads and job.end is None else []
+            record, begins = job.record, chunks[number]
+            if with_heads and job.end is not None:
+                record, begins = replace(record, params={}, numbers=None, max_fails=None, matrix=[]), []
             heads = [Head(o.serial, _restored_indexes(o.indexes), o.states, o.reasons, o.sweep) for o in shown]
             last = outcomes[-1].serial if outcomes else 0
-            jobs.append(RestoredJob(job.record, job.frontier, job.started, chunks[number], heads, last, job.end))
+            jobs.append(RestoredJob(record, job.frontier, job.started, begins, heads, last, job.end))
         return jobs
 
     def used_definitions(self) -> dict[str, bytes]:

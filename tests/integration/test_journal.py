@@ -101,6 +101,7 @@ def check_reader(path: Path, model: Model, chunks: dict[int, list[int]]) -> None
     for expected in model.restored_jobs(chunks, with_heads=False):
         number, count = expected.record.job, expected.record.count
         assert reader.job(number) == expected
+        assert reader.record(number) == expected.record
         outcomes = model.outcomes[number]
         assert reader.rows(number, 0, ALL_BYTES) == ([pack_outcome(o) for o in outcomes], len(outcomes))
         assert [list(head.indexes) for head in reader.heads(number)] == [o.indexes for o in outcomes]
@@ -112,6 +113,7 @@ def check_reader(path: Path, model: Model, chunks: dict[int, list[int]]) -> None
             with pytest.raises(UnknownTaskError):
                 reader.result(number, index)
     assert reader.job(model.last_job + 1) is None
+    assert reader.record(model.last_job + 1) is None
     assert reader.item(model.last_job + 1, 0) is None
     reader.close()
 

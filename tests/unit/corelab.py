@@ -270,7 +270,8 @@ def restore(records: list[Record], epoch: int, *, heads: bool = False) -> Restor
             identities[record.id] = record
     for job in jobs.values():
         if job.end is not None and not heads:
-            job.heads = []
+            job.heads, job.chunks = [], []
+            job.record = replace(job.record, params={}, numbers=None, max_fails=None, matrix=[])
     restored.jobs = list(jobs.values())
     restored.workers = [record for record in workers.values() if record.present]
     restored.tokens = list(tokens.values())

@@ -1,9 +1,12 @@
 """The coordinator's core: requirements, matrices, queueing again, and explaining. No I/O, no sleep."""
 
+import gc
+import tracemalloc
+
 import pytest
 
 from dcoord.core.effects import ReadJob
-from dcoord.core.events import JobRead
+from dcoord.core.events import DefinitionsChanged, JobRead
 from dcoord.core.explain import explain
 from dcoord.core.records import JobRecord, OutcomeRecord, ResumeRecord
 from districomp.messages import (
@@ -19,8 +22,8 @@ from districomp.messages import (
     Submit,
 )
 from districomp.model import Machine
-from districomp.taskdef import matrix_params
-from tests.unit.corelab import Lab, counts, restore
+from districomp.taskdef import Param, matrix_params
+from tests.unit.corelab import Lab, counts, definition, restore
 
 
 def cause(lab: Lab, job: int, index: int = 0) -> str:
@@ -167,6 +170,54 @@ def test_a_restart_remembers_what_was_queued_again() -> None:
     assert counts(later, job) == {"queued": 2, "done": 2, "cancelled": 2}
 
 
+@pytest.mark.parametrize("by_params", [False, True])
+@pytest.mark.parametrize("restarted", [False, True])
+def test_an_ended_job_is_queued_again_with_all_that_it_was_given(restarted: bool, by_params: bool) -> None:
+    lab = Lab()
+    given = {"params": {"size": 1}} if by_params else {"matrix": [("size", [1, 2])]}
+    job = lab.submit(name="params", **given)
+    lab.receive(900, Cancel(5, job))
+    lab = lab.restart() if restarted else lab
+    assert not lab.core.jobs[job].record.params
+    assert not lab.core.jobs[job].record.matrix
+    lab.receive(900, Retry(5, job))
+    lab.join(1, slots=2)
+    (spec,) = lab.take(JobSpec, 1)
+    assert {"params": spec.params} | {"matrix": spec.matrix} == {"params": {}, "matrix": []} | given
+    assert lab.leases(1)
+
+
+def test_a_job_that_ends_at_once_is_written_down_whole() -> None:
+    lab = Lab()
+    submit = Submit(4, "", "params", {"size": 3}, count=1)
+    lab.receive(900, submit, Cancel(5, 1))
+    assert lab.core.jobs[1].is_ended
+    assert lab.recorded(JobRecord)[0].params == {"size": 3}
+
+
+def test_ended_jobs_keep_no_params() -> None:
+    lab = Lab()
+    texts = definition("texts", params={"text": Param("str")})
+    lab.feed(DefinitionsChanged({"texts": texts}))
+    lab.join(1)
+
+    def run(jobs: int) -> int:
+        for number in range(jobs):
+            lab.submit(name="texts", params={"text": f"{number:65536}"})
+            lab.report(1, lab.leases(1))
+            for kept in (lab.records, lab.sent, lab.sealed):
+                kept.clear()
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+
+    tracemalloc.start()
+    try:
+        begun = run(10)
+        assert run(100) - begun < 100 * 4096
+    finally:
+        tracemalloc.stop()
+
+
 def test_retrying_what_all_went_well_changes_nothing() -> None:
     lab = Lab()
     lab.join(1)
@@ -184,12 +235,13 @@ def test_machines_are_asked_again_once_however_many_jobs_need_it() -> None:
     lab.join(1, machine=Machine(labels=["lab"]))
     for _ in range(3):
         lab.receive(900, Cancel(3, lab.submit(1, "picky")))
+        lab.receive(1, Has(["povray"], []))
+        lab.advance(10.0)
     lab.submit(1, "picky")
     lab.take(Ask)
-    lab.receive(1, Has(["povray"], []))
     for _ in range(3):
+        lab.receive(1, Has(["povray"], []))
         lab.advance(10.0)
-        lab.receive(1, Has([], []))
     assert len(lab.take(Ask)) == 1
 
 

@@ -129,7 +129,7 @@ def on_job_read(core: "Core", event: JobRead) -> None:
         core.effects.append(effect)
         return
     if ended.is_ended and not core.degraded:
-        job = Job(ended.record, ended.definition, event.restored.chunks)
+        job = Job(event.restored.record, ended.definition, event.restored.chunks)
         job.restore(event.restored)
         if any(job.counts[state] for state in _retried_states(effect.failed_only)):
             core.effects.append(ResumeRecord(job.id))

@@ -9,6 +9,8 @@ from collections import deque
 from collections.abc import Iterable
 from math import inf
 
+from msgspec.structs import replace
+
 from dcoord.core.doubt import Doubt
 from dcoord.core.payload import Payloads
 from dcoord.core.records import Head, JobRecord, RestoredJob
@@ -290,6 +292,8 @@ class Job:
         self.position = self.cursor = 0
         self.doubt.clear()
         self.ready, self.waiting, self.tries, self.payloads = _NO_INDICES, {}, {}, None
+        # Another record, because the journal may not have written this one yet. It has what is dropped here.
+        self.record = replace(self.record, params={}, matrix=[])
 
     # ---- figures ----
 

@@ -156,7 +156,10 @@ class Head(msgspec.Struct, array_like=True, gc=False):
 
 
 class RestoredJob(msgspec.Struct):
-    """A job as the journal has it. `heads` (by serial) only if it has not ended; `chunks`: the first index of each payload chunk."""
+    """A job as the journal has it. `chunks`: the first index of each payload chunk; `heads`: its rows by serial.
+
+    Of a job that has ended, unless it is asked for by its number, these two are empty, and so are its params, numbers and matrix.
+    """
 
     record: JobRecord
     frontier: int

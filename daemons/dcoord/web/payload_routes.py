@@ -49,11 +49,11 @@ class Readers:
     def owner(self, job: int) -> str | None:
         """The user whose job it is; None if there is no such job."""
         try:
-            found = self._reader().job(job)
+            record = self._reader().record(job)
         except JournalError:
             self._forget()
             raise
-        return None if found is None else found.record.user
+        return None if record is None else record.user
 
     def _reader(self) -> Reader:
         reader: Reader | None = getattr(self._local, "reader", None)
