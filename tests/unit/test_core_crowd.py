@@ -26,13 +26,16 @@ def given(lab: Lab) -> dict[int, int]:
 
 def test_unknown_tasks_reach_everybody_in_waves() -> None:
     lab = Lab()
-    peers = crowd(lab, 10 * WAVE_WORKERS)
+    peers = crowd(lab, 600)
     lab.submit(len(peers))
-    assert given(lab) == dict.fromkeys(peers[:WAVE_WORKERS], 1)
-    lab.advance(WAVE_S)
-    assert given(lab) == dict.fromkeys(peers[WAVE_WORKERS : 2 * WAVE_WORKERS], 1)
-    lab.advance(10 * WAVE_S)
-    assert given(lab) == dict.fromkeys(peers[2 * WAVE_WORKERS :], 1)
+    reached = 0
+    for wave in range(8):
+        parts = given(lab)
+        wanted = WAVE_WORKERS << max(0, wave - 1)
+        assert parts == dict.fromkeys(peers[reached : reached + wanted], 1)
+        reached += len(parts)
+        lab.advance(WAVE_S)
+    assert given(lab) == dict.fromkeys(peers[reached:], 1)
 
 
 def test_tiny_tasks_are_not_handed_to_everybody_one_by_one() -> None:

@@ -37,6 +37,7 @@ class Job:
         "doubt",
         "ended",
         "frontier",
+        "given",
         "leased_before",
         "mean_result_bytes",
         "mean_s",
@@ -51,7 +52,6 @@ class Job:
         "states",
         "tries",
         "waiting",
-        "wave",
     )
 
     def __init__(self, record: JobRecord, definition: Definition, chunks: list[int]) -> None:
@@ -79,8 +79,8 @@ class Job:
         self.ended: float | None = None
         self.state_at_end = ""
         self.mean_s: float | None = None
-        self.wave = 0
-        """How many workers were given something since it rested."""
+        self.given = 0
+        """How many workers were given something while nobody knew how long its tasks take."""
         self.rests_until = 0.0
         """Until when it is not in the backlog although it has tasks to lease."""
         self.mean_result_bytes = 4096.0

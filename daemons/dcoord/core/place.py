@@ -34,9 +34,10 @@ SERVED_MAX: Final = 256
 """So many workers are looked at together to share a job's last tasks out."""
 HAND_OUT_S: Final = 0.0001
 """What it takes to give one more worker a part of a job, until its report is recorded."""
-WAVE_WORKERS: Final = 32
-"""While nobody knows how long a job's tasks take, each worker is given what it runs at once, so many workers at a time.
-Of tiny tasks the first reports are back before the others have been given one each, which would cost as much as thousands."""
+WAVE_WORKERS: Final = 4
+"""While nobody knows how long a job's tasks take, each worker is given what it runs at once: so many workers first, then
+again and again as many as have something (a power of two). Of tiny tasks the first reports are back before the others have
+been given one each, which would cost as much as thousands; of long ones a thousand workers have theirs after nine waves."""
 WAVE_S: Final = 0.005
 """Between two such waves, if no report comes."""
 LOW_WATER_BYTES: Final = 64 * 1024 * 1024
@@ -128,10 +129,9 @@ def _rests(core: "Core", job: Job) -> bool:
     """Count a worker that was given something, and let the job rest after each wave; whether it does now."""
     if job.mean_s is not None:
         return False
-    job.wave += 1
-    if job.wave < WAVE_WORKERS:
+    job.given += 1
+    if job.given < WAVE_WORKERS or job.given.bit_count() != 1:
         return False
-    job.wave = 0
     job.rests_until = core.now + WAVE_S
     core.schedule(WAVE_S, lambda _now: core.backlog.add(job))
     return True
