@@ -8,7 +8,7 @@ from districomp.model import Blob, Payload
 from dworker.events import AttemptsEnded
 
 # A report's columns besides leases, indexes and attempts, with what an empty one means.
-_DEFAULTS: Final[tuple[tuple[str, Any], ...]] = (
+DEFAULTS: Final[tuple[tuple[str, Any], ...]] = (
     ("reasons", "done"),
     ("exit_codes", None),
     ("signals", None),
@@ -35,7 +35,7 @@ class Rows:
         self.indexes: list[int] = []
         self.attempts: list[int] = []
         self.ended: list[float] = []
-        self.columns: dict[str, list[Any]] = {name: [] for name, _ in _DEFAULTS}
+        self.columns: dict[str, list[Any]] = {name: [] for name, _ in DEFAULTS}
 
     def extend(self, event: AttemptsEnded, indexes: list[int], attempts: list[int]) -> None:
         """Add the attempts of an event; `attempts` empty means all 1."""
@@ -44,7 +44,7 @@ class Rows:
         self.indexes += indexes
         self.attempts += attempts or [1] * count
         self.ended += event.ended
-        for name, default in _DEFAULTS:
+        for name, default in DEFAULTS:
             self.columns[name] += getattr(event, name) or [default] * count
 
     def cut(self, job: int, serial: int, offset_s: float) -> list[Reports]:
@@ -81,7 +81,7 @@ class Rows:
             attempts=[] if attempts.count(1) == count else attempts,
             ended=self.ended[first:last],
         )
-        for name, default in _DEFAULTS:
+        for name, default in DEFAULTS:
             column = self.columns[name][first:last]
             if column.count(default) != count:
                 setattr(message, name, column)
@@ -106,7 +106,7 @@ def inventories(held: dict[int, list[HeldRow]]) -> list[Inventory]:
 def one_row(event: AttemptsEnded, place: int) -> AttemptsEnded:
     """One attempt of an event, as an event."""
     row = AttemptsEnded(event.slot, [event.leases[place]], [event.ended[place]])
-    for name, _ in _DEFAULTS:
+    for name, _ in DEFAULTS:
         column = getattr(event, name)
         if column:
             setattr(row, name, [column[place]])

@@ -18,6 +18,7 @@ from districomp.arguments import Arguments, ItemError, item_text
 from districomp.model import Blob, Item, item_content
 from dworker.cache import CacheError
 from dworker.events import AttemptsEnded, StartAttempts, StopAttempts, TakeBack, TakenBack
+from dworker.reports import DEFAULTS
 from dworker.runners import environment, sandbox
 from dworker.runners.capture import open_input
 from dworker.runners.host import KILL_S, Host
@@ -64,6 +65,7 @@ class CommandRunner:
         self._attempts: dict[int, Attempt] = {}  # lease -> attempt
         self._plans = Plans()
         self._back: dict[int, list[Attempt]] = {}  # slot -> those to be told of
+        self._over: dict[int, AttemptsEnded] = {}  # slot -> the same, of those that have ended
         self._can_queue = can_queue()
 
     def start(self, effect: StartAttempts) -> None:
@@ -139,7 +141,7 @@ class CommandRunner:
             if not program:
                 self._not_started(attempt, environment.not_installed(argv[0], path))
                 return
-            request = self._request(attempt, Request(attempt.folder, program, argv, env, ()))
+            request = self._request(attempt, program, argv, env)
         except ItemError as error:
             self._not_started(attempt, f"The item cannot be an argument of the command: {error}.")
             return
@@ -148,17 +150,20 @@ class CommandRunner:
             return
         attempt.key = host.start(request, partial(self._ended, attempt), partial(self._lasts, attempt))
 
-    def _request(self, attempt: Attempt, plain: Request) -> Request:
+    def _request(self, attempt: Attempt, program: str, argv: list[str], env: dict[str, str]) -> Request:
         """The process as its definition has it, and its input. OSError leaves nothing open."""
         content = b"" if attempt.item is None else item_content(attempt.item)
         slot = attempt.slot if self._can_queue else -1
+        captured: bytes | bool
+        fds: Callable[[], tuple[int, ...]]
         if isinstance(content, Blob):
             file = attempt.item_file
             assert file is not None
-            request, fds = plain._replace(captured=True, slot=slot), lambda: (open_input(file),)
-            return self._host.isolated(request, attempt.plan.definition, attempt.plan.bundle, fds)
-        request = plain._replace(captured=content, slot=slot)
-        return self._host.isolated(request, attempt.plan.definition, attempt.plan.bundle, lambda: ())
+            captured, fds = True, lambda: (open_input(file),)
+        else:
+            captured, fds = content, tuple
+        request = Request(attempt.folder, program, argv, env, (), captured=captured, slot=slot)
+        return self._host.isolated(request, attempt.plan.definition, attempt.plan.bundle, fds)
 
     def _text(self, attempt: Attempt) -> str | None:
         """The text of `{item}`, if an argument wants it."""
@@ -184,8 +189,8 @@ class CommandRunner:
         self._host.post(TakenBack(slot, [attempt.lease for attempt in back], items))
 
     def _not_started(self, attempt: Attempt, why: str) -> None:
-        columns: dict[str, list[Any]] = {"reasons": [attempt.verdict or "not_started"], "stderr": [why.encode()]}
-        self._host.loop.call_soon(self._finish, attempt, columns)
+        row: dict[str, Any] = {"reasons": attempt.verdict or "not_started", "stderr": why.encode()}
+        self._host.loop.call_soon(self._finish, attempt, row)
 
     # ---- while it runs ----
 
@@ -252,12 +257,12 @@ class CommandRunner:
         error = future.exception()
         if isinstance(error, OSError):
             why = f"The result could not be kept on this worker: {error.strerror}."
-            self._finish(attempt, {"reasons": [attempt.verdict or "disk"], "stderr": [why.encode()]})
+            self._finish(attempt, {"reasons": attempt.verdict or "disk", "stderr": why.encode()})
             return
         self._judge(attempt, ending, future.result())
 
     def _judge(self, attempt: Attempt, ending: Ending, result: bytes | Blob) -> None:
-        """Why it ended, and the columns of its report."""
+        """Why it ended, and the rest of its report."""
         stderr = attempt.errors.text() if attempt.errors is not None else b""
         if isinstance(ending, NotStarted):
             attempt.started = None
@@ -266,35 +271,46 @@ class CommandRunner:
                 why = environment.why_not_started(ending.errno, ending.text, program)
             else:
                 why = sandbox.why_not_started(stderr or ending.err, program)
-            self._finish(attempt, {"reasons": [attempt.verdict or "not_started"], "stderr": [why.encode()]})
+            self._finish(attempt, {"reasons": attempt.verdict or "not_started", "stderr": why.encode()})
             return
         if isinstance(ending, Exit) and ending.said is not None:
             stderr = ending.said.err
-        columns: dict[str, list[Any]] = {"stderr": [stderr]}
+        row: dict[str, Any] = {"stderr": stderr}
         if not isinstance(ending, Exit):
-            columns["reasons"] = [attempt.verdict or "worker_stopped"]
-            self._finish(attempt, columns)
+            row["reasons"] = attempt.verdict or "worker_stopped"
+            self._finish(attempt, row)
             return
         code = os.waitstatus_to_exitcode(ending.status)
-        columns["exit_codes"] = [code if code >= 0 else None]
         if code < 0:
-            columns["signals"] = [-code]
-        columns["cpu_s"], columns["memory_bytes"] = [ending.cpu_s], [ending.memory_bytes]
+            row["signals"] = -code
+        else:
+            row["exit_codes"] = code
+        row["cpu_s"], row["memory_bytes"] = ending.cpu_s, ending.memory_bytes
         reason = attempt.verdict or ending.over or ("signal" if code < 0 else "exit" if code else "")
         if reason:
-            columns["reasons"] = [reason]
+            row["reasons"] = reason
         else:
-            columns["results"] = [result]
+            row["results"] = result
             if isinstance(result, Blob):
                 assert attempt.output is not None and attempt.output.path is not None
                 self._host.spooled[attempt.lease] = attempt.output.path
-        self._finish(attempt, columns)
+        self._finish(attempt, row)
 
-    def _finish(self, attempt: Attempt, columns: dict[str, list[Any]]) -> None:
-        """Clean up and tell the core."""
+    def _finish(self, attempt: Attempt, row: dict[str, Any]) -> None:
+        """Clean up and tell the core. Those of a slot that end in one turn of the loop are told of at once, in their order."""
         self._clean(attempt)
-        ended = attempt.ended or self._host.now()
-        self._host.post(AttemptsEnded(attempt.slot, [attempt.lease], [ended], started=[attempt.started], **columns))
+        event = self._over.get(attempt.slot)
+        if event is None:
+            event = self._over[attempt.slot] = AttemptsEnded(attempt.slot, [], [], **{name: [] for name, _ in DEFAULTS})
+            self._host.loop.call_soon(self._tell_over, attempt.slot)
+        event.leases.append(attempt.lease)
+        event.ended.append(attempt.ended or self._host.now())
+        row["started"] = attempt.started
+        for name, default in DEFAULTS:
+            getattr(event, name).append(row.get(name, default))
+
+    def _tell_over(self, slot: int) -> None:
+        self._host.post(self._over.pop(slot))
 
     def _clean(self, attempt: Attempt) -> None:
         """Nothing of it is left here but what it reports."""

@@ -84,6 +84,8 @@ class Host:
         open_fds: Callable[[], tuple[int, ...]],
     ) -> Request:
         """A process as its definition's isolation has it, its descriptors opened. OSError leaves nothing."""
+        if not {"sandbox", "cgroup"}.intersection(definition.isolation):
+            return request._replace(fds=open_fds())
         with contextlib.ExitStack() as undo:
             if "sandbox" in definition.isolation:
                 request = self._boxed(request, definition, bundle)
