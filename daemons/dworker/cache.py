@@ -5,6 +5,7 @@ what runs.
 """
 
 import asyncio
+import contextlib
 import logging
 import random
 import re
@@ -150,10 +151,21 @@ class Cache:
         target = self._items / str(self._item_next)
         path = f"/tasks/{task_text(job, index)}"
         right = self._right(Need("GET", path))
+        is_given_up = False
+
+        def download() -> None:
+            self.port.download(path, right, target, blob.sha256.hex(), blob.size)
+            if is_given_up:
+                target.unlink(missing_ok=True)
+
         try:
-            await self._fetch(
-                lambda: self.port.download(path, right, target, blob.sha256.hex(), blob.size), f"the data of {path}"
-            )
+            await self._fetch(download, f"the data of {path}")
+        except asyncio.CancelledError:
+            # The caller never hears of the file, and the thread goes on.
+            is_given_up = True
+            with contextlib.suppress(OSError):  # Windows: the thread still has it open
+                target.unlink(missing_ok=True)
+            raise
         finally:
             self._grants.done(path)
         return target

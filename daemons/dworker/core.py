@@ -52,7 +52,7 @@ from dworker.events import (
 from dworker.gather import Gathering
 from dworker.hold import Chunk, Queue, Slot, Spooled, Work, held_rows, spans
 from dworker.known import Known
-from dworker.reports import HeldRow, inventories, one_row
+from dworker.reports import HeldRow, inventories, one_row, spooled_leases
 from dworker.seals import Seals, Span
 
 STARTED_S: Final = 0.05
@@ -416,12 +416,7 @@ class WorkerCore:
 
     def _discard(self, acknowledged: list[Reports]) -> None:
         """Drop the spooled results of reports that nobody will ask for again."""
-        leases = [
-            lease
-            for reports in acknowledged
-            for lease, result in zip(reports.leases, reports.results, strict=False)
-            if isinstance(result, Blob)
-        ]
+        leases = spooled_leases(acknowledged)
         if leases:
             self._effects.append(Discard(leases))
 

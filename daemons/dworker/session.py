@@ -240,6 +240,8 @@ class Session:
     # ---- inside ----
 
     def _after(self, name: str, seconds: float, call: Callable[[], None]) -> None:
+        if self.ended.done():
+            return  # a key or a certificate came after the end, which has cancelled every timer
         if name in self._timers:
             self._timers[name].cancel()
         self._timers[name] = asyncio.get_running_loop().call_later(seconds, call)

@@ -5,13 +5,12 @@ before it was answered. Must not know which slots and definitions there are.
 """
 
 import asyncio
-import hashlib
 import os
 import signal
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, NamedTuple
 
-from districomp.model import INLINE_BYTES_MAX, Blob
+from districomp.model import INLINE_BYTES_MAX
 from districomp.taskdef import Definition
 from dworker.cache import Bundle, CacheError
 from dworker.events import AttemptsEnded
@@ -25,7 +24,6 @@ from dworker.runners.trees import KILL
 
 DRAIN_READS: Final = 64
 """What a dead process left in its pipe is less than this many reads; an heir that goes on writing is not waited for."""
-
 DEAF_S: Final = 1.0
 """A process that has closed a pipe has so long to end by itself."""
 CROWD: Final = 16
@@ -45,7 +43,7 @@ class Launch(NamedTuple):
 
 
 class Child:
-    """A process, or the place of one. `used_at`: when it was last given something."""
+    """A process, or the place of one. `used_at`: when it was last given something. `awaited`: how many it will be given soon."""
 
     def __init__(
         self,
@@ -61,6 +59,7 @@ class Child:
         self._prepare = prepare
         self._make_framing = make_framing
         self.used_at = host.now()
+        self.awaited = 0
         self._hand: dict[int, Waiting] = {}  # given to the process, oldest first
         self._queue: list[Waiting] = []  # for its successor, or until it is started
         self._stops: dict[int, str] = {}  # lease -> reason: end the process for these
@@ -91,7 +90,7 @@ class Child:
     @property
     def is_idle(self) -> bool:
         """Whether it has nothing to do."""
-        return not (self._hand or self._queue or self._starting)
+        return not (self._hand or self._queue or self._starting or self.awaited)
 
     def give(self, batch: list[Waiting]) -> None:
         """More attempts for this process."""
@@ -103,10 +102,7 @@ class Child:
         refused = [(waiting, why) for waiting in batch if (why := self._framing.refusal(waiting))]
         if refused:
             batch = [waiting for waiting in batch if not self._framing.refusal(waiting)]
-            why_not = [why.encode() for _, why in refused]
-            self._tell(
-                [waiting.lease for waiting, _ in refused], reasons=["not_started"] * len(refused), stderr=why_not
-            )
+            self._refuse(refused)
         if not batch:
             return
         if self._key and not self._is_ending:
@@ -174,7 +170,11 @@ class Child:
     async def _run(self) -> None:
         try:
             launch = self._launch = await self._prepare()
-            request = self._host.isolated(launch.request, self._definition, launch.bundle, self._open)
+            try:
+                request = self._host.isolated(launch.request, self._definition, launch.bundle, self._open)
+            except OSError:
+                self._host.folders.remove(launch.request.folder)
+                raise
         except (CacheError, OSError) as error:
             self._starting = None
             self._give_up(str(error))
@@ -199,10 +199,13 @@ class Child:
 
     def _give_up(self, why: str) -> None:
         """No process can be had: all that wait for one fail."""
-        batch, self._queue = self._queue, []
-        if batch:
-            reasons, words = ["not_started"] * len(batch), [why.encode()] * len(batch)
-            self._tell([waiting.lease for waiting in batch], reasons=reasons, stderr=words)
+        if self._queue:
+            batch, self._queue = self._queue, []
+            self._refuse([(waiting, why) for waiting in batch])
+
+    def _refuse(self, refused: list[tuple[Waiting, str]]) -> None:
+        reasons, words = ["not_started"] * len(refused), [why.encode() for _, why in refused]
+        self._tell([waiting.lease for waiting, _ in refused], reasons=reasons, stderr=words)
 
     def _end(self) -> None:
         """TERM, KILL later. What it still answers counts."""
@@ -244,9 +247,8 @@ class Child:
         self._key = 0
         self._close_stdin()
         self._close_stdout()
-        for timer in (self._clock, self._killer, self._looking):
-            if timer is not None:
-                timer.cancel()
+        for timer in filter(None, (self._clock, self._killer, self._looking)):
+            timer.cancel()
         self._clock = self._killer = self._looking = self._shelf = None
         self._unsent.clear()
         if self._launch is not None:
@@ -425,26 +427,8 @@ class Child:
         self._since = now
         event = AttemptsEnded(self._slot, leases, [now] * len(leases), started=started, results=list(results))
         if sum(map(len, results)) > INLINE_BYTES_MAX:
-            self._spool(event)
+            self._host.spool(event)
         self._host.post(event)
-
-    def _spool(self, event: AttemptsEnded) -> None:
-        """Put the large results of these into the spool."""
-        for place, (lease, result) in enumerate(zip(event.leases, event.results, strict=True)):
-            if not isinstance(result, bytes) or len(result) <= INLINE_BYTES_MAX:
-                continue
-            path = self._host.spool_path()
-            try:
-                path.write_bytes(result)
-            except OSError as error:
-                path.unlink(missing_ok=True)
-                event.reasons = event.reasons or ["done"] * len(event.leases)
-                event.stderr = event.stderr or [b""] * len(event.leases)
-                event.reasons[place], event.results[place] = "disk", None
-                event.stderr[place] = f"The result could not be kept on this worker: {error.strerror}.".encode()
-            else:
-                self._host.spooled[lease] = path
-                event.results[place] = Blob(hashlib.sha256(result).digest(), len(result))
 
     def _tell(self, leases: list[int], **columns: Any) -> None:
         now = self._host.now()

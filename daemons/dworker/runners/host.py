@@ -6,6 +6,7 @@ Owns the descriptors and folders that all runners share. Must not know what a ta
 import asyncio
 import contextlib
 import errno
+import hashlib
 import logging
 import os
 import time
@@ -14,9 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
+from districomp.model import INLINE_BYTES_MAX, Blob
 from districomp.taskdef import Definition
 from dworker.cache import Bundle, Cache
-from dworker.events import Events
+from dworker.events import AttemptsEnded, Events
 from dworker.runners import cgroups, environment, landlock, sandbox
 from dworker.runners.folders import Folders, emptied
 from dworker.runners.spawn import Ending, Exit, Lasts, Request, make_spawner
@@ -127,6 +129,24 @@ class Host:
         """A new name for a file of the spool."""
         self._spool_next += 1
         return self._spool / str(self._spool_next)
+
+    def spool(self, event: AttemptsEnded) -> None:
+        """Put the large results of attempts into the spool; one that the disk does not take has failed."""
+        for place, (lease, result) in enumerate(zip(event.leases, event.results, strict=True)):
+            if not isinstance(result, bytes) or len(result) <= INLINE_BYTES_MAX:
+                continue
+            path = self.spool_path()
+            try:
+                path.write_bytes(result)
+            except OSError as error:
+                path.unlink(missing_ok=True)
+                event.reasons = event.reasons or ["done"] * len(event.leases)
+                event.stderr = event.stderr or [b""] * len(event.leases)
+                event.reasons[place], event.results[place] = "disk", None
+                event.stderr[place] = f"The result could not be kept on this worker: {error.strerror}.".encode()
+            else:
+                self.spooled[lease] = path
+                event.results[place] = Blob(hashlib.sha256(result).digest(), len(result))
 
     def discard(self, leases: list[int]) -> None:
         """Remove these spooled results."""

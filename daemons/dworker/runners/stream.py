@@ -165,18 +165,23 @@ class StreamRunner:
 
     async def _fetch_item(self, key: tuple[int, int], child: Child, waiting: Waiting, blob: Blob) -> None:
         slot, lease = key
+        child.awaited += 1
         try:
             if blob.size > ITEM_BYTES_MAX:
                 raise CacheError(f"An item of {blob.size:,} bytes is too large for a stream; use a command.")
             path = await self._host.cache.item(waiting.job, waiting.index, blob)
-            data = await asyncio.to_thread(path.read_bytes)
-            path.unlink(missing_ok=True)
+            try:
+                data = await asyncio.to_thread(path.read_bytes)
+            finally:
+                path.unlink(missing_ok=True)
         except (CacheError, OSError) as error:
             del self._fetches[key]
             self._fail(slot, lease, "not_started", str(error).encode())
         else:
             del self._fetches[key]
             child.give([replace(waiting, data=data)])
+        finally:
+            child.awaited -= 1
 
     def _fail(self, slot: int, lease: int, reason: str, why: bytes) -> None:
         self._host.post(AttemptsEnded(slot, [lease], [self._host.now()], [reason], stderr=[why]))
