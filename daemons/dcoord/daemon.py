@@ -142,7 +142,7 @@ class Daemon:
             config.certificates.lifetime_s,
         )
         self._core = Core(settings, restored, clock.now())
-        self._sessions = Sessions(lambda: self._core, config.journal.path)
+        self._sessions = Sessions(lambda: self._core, config.journal.path, self._spawn)
         host, port = self._listening = await self._listener.listen(config.listen.address, config.listen.port)
         self._endpoint = EndpointFile(
             self._paths.endpoint, Endpoint(cluster, config.name, os.getpid(), (near(host), port), "", "", 0)

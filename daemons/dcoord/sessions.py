@@ -35,7 +35,9 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 PARKED_MAX: Final = 1024
-"""Requests of one connection that wait for something; a further one is refused."""
+"""Requests of one connection that wait for something, or for the journal; a further one is refused."""
+LIST_WEIGHT: Final = 32
+"""A list of a job's tasks counts as so many: it takes a byte of memory for each."""
 TASKS_BYTES: Final = 32 * 1024
 """Documents of tasks that are made in one go: each asks the journal, and others wait for the reading thread too."""
 WATCH_INTERVAL_S_MIN: Final = 0.05
@@ -59,17 +61,19 @@ class _Watcher:
 class Sessions:
     """Answers clients from the core (in the loop) and from the journal (in the reading thread)."""
 
-    def __init__(self, core: Callable[[], Core], journal: Path) -> None:
-        """`core` gives the core of now: it may be replaced when the journal fails."""
+    def __init__(
+        self, core: Callable[[], Core], journal: Path, spawn: Callable[[Coroutine[Any, Any, None]], None]
+    ) -> None:
+        """`core` gives the core of now: it may be replaced when the journal fails. `spawn` runs something beside the loop."""
         self.definitions: list[DefinitionDocument] = []
         self._core = core
         self._journal = journal
+        self._spawn = spawn
         self._reader: Reader | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal-reader")
         self._watchers: dict[int, dict[_Watcher, None]] = {}
         self._following = Following(core, self._read_rows)
         self._parked: dict[int, int] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
 
     # ---- the driver's side ----
 
@@ -130,8 +134,6 @@ class Sessions:
     async def close(self) -> None:
         """End the reading thread."""
         self._following.close()
-        for task in list(self._tasks):
-            task.cancel()
         await asyncio.get_running_loop().run_in_executor(self._thread, self._close_reader)
         self._thread.shutdown()
 
@@ -190,19 +192,22 @@ class Sessions:
         elif message.state not in ("", *STATE_NAMES):
             text = f"{message.state!r} is not a task's state; those are {', '.join(STATE_NAMES)}"
             _refuse(connection, message.request, "bad_request", text)
-        else:
-            only = message.index if message.noun == "task" else None
-            self._spawn(self._answer_tasks(connection, message, _snapshot(core, job, only)))
+        elif message.noun == "task":
+            if self._park(connection, message.request):
+                self._spawn(self._answer_task(connection, message, _snapshot(core, job, message.index)))
+        elif self._park(connection, message.request, LIST_WEIGHT):
+            self._spawn(self._answer_tasks(connection, message, _snapshot(core, job, None)))
 
-    async def _answer_tasks(self, connection: Connection, message: Query, snapshot: JobSnapshot) -> None:
+    async def _answer_task(self, connection: Connection, message: Query, snapshot: JobSnapshot) -> None:
         def one(reader: Reader) -> list[bytes]:
             return [msgspec.msgpack.encode(task_document(reader, snapshot, message.index))]
 
-        if message.noun == "task":
-            documents = await self._read(connection, message.request, one)
-            if documents is not None:
-                connection.send(Reply(message.request, documents))
-            return
+        documents = await self._read(connection, message.request, one)
+        if documents is not None:
+            connection.send(Reply(message.request, documents))
+        self._unpark(connection)
+
+    async def _answer_tasks(self, connection: Connection, message: Query, snapshot: JobSnapshot) -> None:
         pending: list[Iterator[bytes]] = []
 
         def begin_or_go_on(reader: Reader) -> list[bytes]:
@@ -214,11 +219,12 @@ class Sessions:
         while not connection.is_closing:
             documents = await self._read(connection, message.request, begin_or_go_on)
             if documents is None:
-                return
+                break
             connection.send(Reply(message.request, documents, last=not documents))
             if not documents:
-                return
+                break
             await connection.drained()
+        self._unpark(connection, LIST_WEIGHT)
 
     # ---- watching ----
 
@@ -309,22 +315,17 @@ class Sessions:
             self._reader.close()
             self._reader = None
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    def _park(self, connection: Connection, request: int) -> bool:
-        parked = self._parked.get(connection.peer, 0)
-        if parked >= PARKED_MAX:
-            text = f"this connection already waits for {PARKED_MAX} answers"
+    def _park(self, connection: Connection, request: int, weight: int = 1) -> bool:
+        parked = self._parked.get(connection.peer, 0) + weight
+        if parked > PARKED_MAX:
+            text = f"this connection already waits for {PARKED_MAX} answers, a list of tasks counted as {LIST_WEIGHT}"
             _refuse(connection, request, "bad_request", text)
             return False
-        self._parked[connection.peer] = parked + 1
+        self._parked[connection.peer] = parked
         return True
 
-    def _unpark(self, connection: Connection) -> None:
-        left = self._parked.get(connection.peer, 0) - 1
+    def _unpark(self, connection: Connection, weight: int = 1) -> None:
+        left = self._parked.get(connection.peer, 0) - weight
         if left > 0:
             self._parked[connection.peer] = left
         else:
