@@ -4,6 +4,7 @@ A report by itself costs the coordinator many times what a further row of one co
 ended waits for more to end: shorter where somebody may wait for just that.
 """
 
+from math import inf
 from typing import Final
 
 from districomp.messages import BATCH_TASKS, Reports
@@ -13,17 +14,20 @@ from dworker.reports import Rows
 
 LAST_S: Final = 0.002
 """So long waits for company what ended of a job of which nothing else is held here."""
-GATHER_S: Final = 0.015
+GATHER_S: Final = 0.012
 """The same if more of each job is held here: nobody is done when these are. Longer than the spawn server gathers, so that two
 of its replies meet."""
+SLACK_S: Final = 0.01
+"""And then for whatever wakes us up anyway, so much longer: to be woken up costs more than to take in what has come."""
 
 
 class Gathering:
-    """The rows by job. `due`: when they are to be reported; None: there are none, or it was not asked yet."""
+    """The rows by job. `due`: when they are to be reported at the latest; None: there are none, or it was not asked yet."""
 
     def __init__(self) -> None:
         self._rows: dict[int, tuple[Work, Rows]] = {}
         self._count = 0
+        self._ripe = inf
         self.due: float | None = None
 
     def __len__(self) -> int:
@@ -47,9 +51,10 @@ class Gathering:
         if not self._count or self._count > min(waiting, BATCH_TASKS - 1):
             return self._count > 0
         has_more = all(work.held for work, _ in self._rows.values())
-        at = now + (GATHER_S if has_more else LAST_S)
-        self.due = at if self.due is None else min(self.due, at)
-        return now >= self.due
+        self._ripe = min(self._ripe, now + (GATHER_S if has_more else LAST_S))
+        due = self._ripe + (SLACK_S if has_more else 0.0)
+        self.due = due if self.due is None else min(self.due, due)
+        return now >= self._ripe
 
     def take(self, serial: int, offset_s: float) -> list[Reports]:
         """All of them as messages, numbered from `serial`, their times moved by `offset_s`; nothing is left."""
@@ -62,4 +67,4 @@ class Gathering:
     def clear(self) -> None:
         """Nobody wants to know."""
         self._rows.clear()
-        self._count, self.due = 0, None
+        self._count, self._ripe, self.due = 0, inf, None

@@ -45,7 +45,7 @@ from dworker.events import (
     Uploaded,
     UseData,
 )
-from dworker.gather import GATHER_S
+from dworker.gather import GATHER_S, SLACK_S
 from dworker.hold import PIPELINE_MAX
 from tests.unit.workerlab import BLOB, LEASE_S, OFFSET_S, Lab
 
@@ -83,7 +83,7 @@ def test_leases_start_in_their_order_as_slots_are_free(joined: Lab) -> None:
     joined.end(second, exit_codes=[0], results=[b"out"])
     assert [(start.slot, start.leases) for start in joined.starts] == [(1, [52])]
     assert joined.sent == [], "more work waits here: reports wait for company"
-    assert joined.core.deadline() == pytest.approx(100.0 + GATHER_S)
+    assert joined.core.deadline() == pytest.approx(100.0 + GATHER_S + SLACK_S)
     joined.wait(GATHER_S)
     (reports,) = joined.sent
     assert (reports.serial, reports.job, reports.leases, reports.indexes, reports.attempts) == (1000, 1, [51], [1], [2])
