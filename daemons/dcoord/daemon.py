@@ -98,6 +98,7 @@ class Daemon:
         self._core: Core
         self._sessions: Sessions
         self._endpoint: EndpointFile
+        self._announced = False
 
     async def run(self) -> None:
         """Run until SIGTERM or SIGINT. DistricompError when it cannot start, or cannot go on."""
@@ -195,6 +196,7 @@ class Daemon:
                 await self._web_is_up.wait()
         except TimeoutError:
             log.warning("the web server is not up after %g s; going on without it", WEB_START_S)
+        self._announced = True
         self._endpoint.write()
         endpoint = self._endpoint.endpoint
         host, port = endpoint.control
@@ -303,7 +305,7 @@ class Daemon:
         endpoint = self._endpoint.endpoint
         endpoint.web, endpoint.data = (reached_url(url, LOOPBACK) for url in (hello.web_url, hello.data_url))
         endpoint.web_pid = hello.pid
-        if self._web_is_up.is_set():
+        if self._announced:
             self._endpoint.write()
             log.info("page %s", endpoint.web)
             systemd.status(f"page {endpoint.web}")
@@ -327,7 +329,7 @@ class Daemon:
         endpoint = self._endpoint.endpoint
         if endpoint.cluster != settings.cluster:
             endpoint.cluster = settings.cluster
-            if self._web_is_up.is_set():
+            if self._announced:
                 self._endpoint.write()
         if self._advertising is not None:
             self._advertising.renew(self._advertisement())

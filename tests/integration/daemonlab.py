@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import pytest
 
-from demo.cluster import Cluster
+from demo.cluster import Cluster, wait_until
 from districomp import wire
 from districomp.messages import (
     PROTOCOL_VERSION,
@@ -144,4 +144,6 @@ def lab(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Lab]:
     """
     with Cluster(tmp_path, lease=getattr(request, "param", "60s"), insecure=True) as cluster:
         cluster.start_coordinator()
+        # On a busy machine it may be ready before its web server is.
+        wait_until(lambda: cluster.endpoint()["web_pid"], "dcoord-web")
         yield Lab(cluster)

@@ -6,6 +6,7 @@ import signal
 import socket
 import struct
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -37,6 +38,7 @@ from districomp.messages import (
 from districomp.model import Blob, Machine
 from districomp.outcome import Outcome
 from tests.integration.daemonlab import Lab, Peer, lab, proof
+from tests.integration.workerlab import children, command_line
 from tests.patience import PATIENCE_S
 
 __all__ = ["lab"]
@@ -250,6 +252,28 @@ def test_a_web_server_that_is_killed_is_started_again(lab: Lab) -> None:
         lambda: (e := lab.cluster.endpoint())["web_pid"] not in (0, before["web_pid"]) and e, "a new dcoord-web"
     )
     assert after["control"] == before["control"]
+
+
+def test_a_web_server_that_comes_late_is_told_of_all_the_same(tmp_path: Path) -> None:
+    with Cluster(tmp_path, insecure=True) as cluster:
+        starting = threading.Thread(target=cluster.start_coordinator)
+        starting.start()
+        web: list[int] = []
+
+        def is_stopped() -> bool:
+            if cluster.coordinator is not None:
+                web[:] = [pid for pid in children(cluster.coordinator.pid) if "dcoord.web" in command_line(pid)]
+            for pid in web:
+                os.kill(pid, signal.SIGSTOP)
+            return bool(web)
+
+        try:
+            wait_until(is_stopped, "dcoord-web to be held up in its start")
+            starting.join()
+        finally:
+            for pid in web:
+                os.kill(pid, signal.SIGCONT)
+        wait_until(lambda: cluster.endpoint()["data"], "the endpoint file to say where it is", PATIENCE_S)
 
 
 def test_a_definition_dropped_in_is_live(lab: Lab) -> None:
