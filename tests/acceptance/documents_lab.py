@@ -6,6 +6,7 @@ A block of `sh` must succeed, one of `sh fails` must have a command that fails, 
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -17,10 +18,11 @@ ROOT = Path(__file__).resolve().parents[2]
 BOUND_S = 150
 _FENCE = re.compile(r"^```(sh|text)(?: (\w+))?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
-# A reader's machine is idle; one that tests may be slow.
-_PREFACE = """\
+# A reader's machine is idle; one that tests is slow, by as much as its processors are shared.
+_LONGER = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from tests.priority import sharing; print(1.5 * sharing() * float(sys.argv[1]))"
+_PREFACE = f"""\
 set -m -o pipefail
-sleep() { command sleep "$(awk "BEGIN { print 1.5 * $1 }")"; }
+sleep() {{ command sleep "$({shlex.quote(sys.executable)} -c {shlex.quote(_LONGER)} "$1")"; }}
 """
 
 

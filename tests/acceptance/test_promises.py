@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE_S
+
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.prefix) / "bin"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def run(*command: str, cwd: Path, timeout_s: float = 30) -> subprocess.CompletedProcess[str]:
+def run(*command: str, cwd: Path, timeout_s: float = PATIENCE_S) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [str(BIN / command[0]), *command[1:]],
         cwd=cwd,

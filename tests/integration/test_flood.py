@@ -19,7 +19,7 @@ from bench.client import write_token
 from bench.floods import FLOODS, Attacker, port_of
 from bench.machine import rss_mb
 from dcoord import listener
-from demo.cluster import Cluster
+from demo.cluster import Cluster, wait_until
 from districomp import keys, tls, wire
 from districomp.client import Client
 from districomp.messages import (
@@ -92,6 +92,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         cluster.start_coordinator()
         cluster.start_worker("w1")
         cluster.wait_for_workers(1)
+        wait_until(lambda: cluster.endpoint()["web"], "dcoord-web")
         yield Site(cluster, write_token(cluster, "submit"))
 
 

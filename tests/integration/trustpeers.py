@@ -74,7 +74,9 @@ class Site(Cluster):
 
     @property
     def data(self) -> Where:
-        host, port = self.endpoint()["data"].removeprefix("https://").rsplit(":", 1)
+        # On a busy machine the coordinator may be ready before its web server is.
+        url = wait_until(lambda: self.endpoint()["data"], "dcoord-web")
+        host, port = url.removeprefix("https://").rsplit(":", 1)
         return host, int(port)
 
     @property
