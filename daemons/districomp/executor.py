@@ -148,6 +148,8 @@ def _tell(end: Callable[..., Any], *outcome: Any) -> None:
 class Submitted:
     """The calls that were submitted one by one, as a Source."""
 
+    uses_client = False
+
     def __init__(self, client: Client) -> None:
         self.pending: deque[_Call] = deque()
         self._client = client

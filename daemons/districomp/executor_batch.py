@@ -127,6 +127,8 @@ class Source(Protocol):
     """Where calls come from."""
 
     pending: deque[Any]
+    uses_client: bool
+    """Whether it needs the client even when all of its calls have ended: it fetches large results itself."""
 
     def seal(self) -> list[Batch]:
         """Some of what is pending, as no more than 300 jobs; what cannot be sent has been told so. For the engine's thread."""

@@ -75,6 +75,7 @@ class Feed:
         """No more will."""
         with self._lock:
             self._sources.pop(source, None)
+        self._end_if_over()
 
     def wake(self) -> None:
         """There is something new; start a thread for it if there is none."""
@@ -152,7 +153,7 @@ class Feed:
 
     def _end_if_over(self) -> None:
         with self._lock:
-            if not self.is_closing or self._engines:
+            if not self.is_closing or self._engines or any(source.uses_client for source in self._sources):
                 return
             self._is_over = True
             at_end, self._at_end = self._at_end, None

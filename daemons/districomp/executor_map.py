@@ -85,6 +85,8 @@ class MapBatch(Batch):
 class MapRun:
     """One call of `map`: a Source for the engine, and the iterator over its results."""
 
+    uses_client = True
+
     def __init__(
         self,
         client: Client,

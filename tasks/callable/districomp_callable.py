@@ -120,7 +120,7 @@ def _pickled(error: BaseException) -> bytes:
         try:
             body = by(error)
             pickle.loads(body)  # some can be written and not be read
-        except Exception:  # noqa: BLE001 - as above
+        except BaseException:  # noqa: BLE001 - as above
             continue
         return body if len(body) <= EXCEPTION_BYTES_MAX else b""
     return b""

@@ -161,6 +161,19 @@ def test_an_input_that_ends_at_the_end_of_the_buffer_was_read_to_its_end(lab: Ex
     assert list(results) == [0, 1, 2, 3]
 
 
+def test_large_results_are_fetched_after_the_shutdown_too_and_no_connection_is_left(lab: ExecutorLab) -> None:
+    with lab.executor() as executor:
+        results = executor.map(bytes, [100_000, 200_000])
+    assert [len(result) for result in results] == [100_000, 200_000]
+    assert not executor.client._pool._idle
+    with lab.executor() as executor:
+        results = executor.map(bytes, [100_000, 200_000])
+        next(results)
+    assert executor.client._pool._idle
+    del results
+    assert not executor.client._pool._idle
+
+
 def test_interrupting_map_while_it_reads_cancels_what_it_has_read(executor: Executor, notes: Path) -> None:
     def paths() -> Iterator[str]:
         for k in range(8):

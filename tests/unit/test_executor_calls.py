@@ -106,6 +106,9 @@ class LeavingError(Exception):
         return sys.exit, (3,)
 
 
-def test_an_exception_cannot_end_its_reader() -> None:
+def test_an_exception_cannot_end_its_reader(there: ModuleType) -> None:
+    with pytest.raises(SystemExit) as ended:
+        there._fail(LeavingError("why"))
+    assert "could not be sent" in (told := str(outcome(str(ended.value.code).encode()))) and "LeavingError: why" in told
     error = outcome(b"said\n" + calls.MARK + base64.b64encode(pickle.dumps(LeavingError())))
     assert "cannot be unpickled here (SystemExit" in str(error)
