@@ -55,8 +55,7 @@ def _job_of(core: "Core", peer: int, principal: Principal, message: Cancel | Ret
 def cancel(core: "Core", job: Job, indexes: list[int]) -> None:
     """Cancel these tasks, or without indexes the whole rest of the job."""
     chosen = dict.fromkeys(indexes)
-    if job.counts[RUNNING]:
-        _stop_running(core, job, chosen)
+    _stop_running(core, job, chosen)
     if chosen:
         queued = [index for index in chosen if job.states[index] == QUEUED]
         end_queued(core, job, queued, CANCELLED, reason="cancelled", attempts=[0] * len(queued))
@@ -68,7 +67,9 @@ def cancel(core: "Core", job: Job, indexes: list[int]) -> None:
 
 def _stop_running(core: "Core", job: Job, chosen: dict[int, None]) -> None:
     """The tasks are cancelled now; their slots stay busy until their workers say that they have ended."""
-    left = job.counts[RUNNING]
+    left = sum(job.states[index] == RUNNING for index in chosen) if chosen else job.counts[RUNNING]
+    if not left:
+        return
     for worker in core.fleet.by_id.values():
         tokens = [
             token
