@@ -95,6 +95,7 @@ def test_a_process_whose_data_is_being_fetched_is_not_swept(tmp_path: Path, monk
         beside = body.start(1, b"small")
         await until(lambda: beside in body.reasons)
         await until(lambda: len(body.runner._children) < 2)
+        assert [slot for slot, *_ in body.runner._children] == [0]
         body.files.gate.set()
         await until(lambda: large in body.reasons)
         assert body.reasons[large] == "done"
