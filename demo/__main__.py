@@ -62,7 +62,8 @@ def run(cluster: Cluster, output: Path) -> int:
     for name in WORKERS:
         cluster.start_worker(name)
     cluster.wait_for_workers(len(WORKERS))
-    fact(f"cluster {cluster.name}: {', '.join(WORKERS)} joined; statistics page {bold(cluster.endpoint()['web'])}")
+    page = wait_until(lambda: cluster.endpoint()["web"], "the statistics page")
+    fact(f"cluster {cluster.name}: {', '.join(WORKERS)} joined; statistics page {bold(page)}")
     with Client(str(cluster.runtime / "control.sock")) as client:
         wait_until(lambda: {d.name for d in client.definitions()} >= jobs.NAMES, "the definitions to be live")
         todo = (jobs.Render(cluster, output), jobs.Identifiers(cluster), jobs.Checksum(cluster))
