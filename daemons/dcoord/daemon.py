@@ -215,6 +215,10 @@ class Daemon:
     async def _step(self, batch: Sequence[Events]) -> None:
         """One batch through the core: nothing is sent before its records are on disk."""
         core, now = self._core, clock.now()
+        for event in batch:
+            if isinstance(event, Gone):
+                # Here, because it is so whether or not the batch can be written.
+                self._sessions.forget(event.peer)
         effects = core.handle_batch(batch, now)
         effects += core.tick(now)
         records = [effect for effect in effects if isinstance(effect, Record)]
@@ -270,8 +274,6 @@ class Daemon:
                     self._sessions.on_message(connection, principal, message)
                 elif isinstance(message, HelloWeb):
                     self._web_moved(message)
-            elif isinstance(event, Gone):
-                self._sessions.forget(event.peer)
             elif isinstance(event, AuthoritiesChanged):
                 self._authorities_moved()
 

@@ -267,6 +267,26 @@ async def test_leaving_is_a_failure_of_the_task_in_hand_alone(lab: Lab) -> None:
 
 
 @in_lab
+async def test_who_is_killed_is_not_given_what_others_said(lab: Lab) -> None:
+    await lab.join(slots=1)
+    code = (
+        "import os, sys\n"
+        "def run(data):\n"
+        "    print('said by', data.decode(), file=sys.stderr if data == b'two' else None)\n"
+        "    if data == b'much': print('x' * 200_000)\n"
+        "    if data.startswith(b'dies'): os.kill(os.getpid(), 9)\n"
+        "    return data\n"
+    )
+    items = [b"one", b"dies first", b"one", b"two", b"much", b"dies then", *[b"one"] * 100, b"dies last"]
+    rows = await call(lab, code, items)
+    for item, row in zip(items, rows, strict=True):
+        if item.startswith(b"dies"):
+            assert (row.reason, text(row)) == ("signal", f"said by {item.decode()}\n")
+        else:
+            assert row.reason == "done"
+
+
+@in_lab
 async def test_a_fork_of_the_function_does_not_speak_for_it(lab: Lab) -> None:
     await lab.join(slots=1)
     code = (

@@ -244,6 +244,7 @@ class Child:
         self._take_untold()
         assert self._errors is not None
         self._errors.drain()
+        tail = self._errors.text(self._shelf.said_bytes if self._shelf is not None else 0)
         self._key = 0
         self._close_stdin()
         self._close_stdout()
@@ -261,7 +262,7 @@ class Child:
             else:
                 self._give_up(sandbox.why_not_started(self._errors.text(), self._program))
         else:
-            self._blame(ending)
+            self._blame(ending, tail)
         self._stops.clear()
         self._verdict = None
         self._queue = [*self._hand.values(), *self._queue]
@@ -269,10 +270,8 @@ class Child:
         if self._queue and not self._retired:
             self._start()
 
-    def _blame(self, ending: Exit | Any) -> None:
-        """Fail what was to be stopped, and else the oldest in hand, if the end was not in good order."""
-        assert self._errors is not None
-        tail = self._errors.text()
+    def _blame(self, ending: Exit | Any, tail: bytes) -> None:
+        """Fail what was to be stopped, and else the oldest in hand, if the end was not in good order; `tail`: its last words."""
         stopped = [lease for lease in self._hand if lease in self._stops]
         if stopped:
             self._tell(stopped, reasons=[self._stops[lease] for lease in stopped])

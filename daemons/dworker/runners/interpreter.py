@@ -54,9 +54,10 @@ _AHEAD_BYTES: Final = 256
 in the pipe when a task takes long, the worker can give to others."""
 _SHORT_S: Final = 0.0005
 
-SHELF_WORDS: Final = 2
+SHELF_WORDS: Final = 3
 """The beginning of a shelf, 8 bytes each in native order: how many tasks were begun; how many answers were written to
-the pipe, times 2**LENGTH_BITS, plus how many bytes of answers follow that were not. Each changes by one store."""
+the pipe, times 2**LENGTH_BITS, plus how many bytes of answers follow that were not; how many bytes the tasks that were
+answered wrote to standard error by way of Python. Each changes by one store."""
 LENGTH_BITS: Final = 20
 SHELF_BYTES: Final = 64 * 1024
 FLUSH_S: Final = 0.001
@@ -158,6 +159,10 @@ class Channel:
             self.flush()
             self._flush_at = time.perf_counter() + FLUSH_S
 
+    def note_said(self, count: int) -> None:
+        """All that was written to standard error so far, `count` bytes, is of tasks that were answered."""
+        self._words[2] = count
+
     def flush(self) -> None:
         """Write what was answered."""
         if not self._length:
@@ -179,7 +184,7 @@ class Channel:
 
 
 class Said(io.RawIOBase):
-    """Standard error, remembering the end of what the task in hand has written by way of Python.
+    """Standard error, remembering the end of what the task in hand has written by way of Python, and `count`: all bytes ever.
 
     `is_touched`: something may have been written since it was last looked at, by whoever writes through it.
     """
@@ -187,6 +192,7 @@ class Said(io.RawIOBase):
     def __init__(self) -> None:
         super().__init__()
         self.tail = bytearray()
+        self.count = 0
         self.is_touched = False
 
     def writable(self) -> bool:
@@ -201,6 +207,7 @@ class Said(io.RawIOBase):
         """io: pass it on."""
         self.is_touched = True
         count = os.write(2, data)
+        self.count += count
         self.tail += memoryview(data)[:count]
         if len(self.tail) > 2 * SAID_BYTES:
             del self.tail[:-SAID_BYTES]
@@ -242,6 +249,11 @@ class Printers:
         self._said = Said()
         self._streams = Printer(self._said), Printer(self._said)
         sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__ = self._streams  # type: ignore[misc]
+
+    @property
+    def count(self) -> int:
+        """How many bytes were ever written."""
+        return self._said.count
 
     def take(self) -> bytes:
         """What was written since the last time."""
@@ -366,6 +378,8 @@ def serve(channel: Channel, printers: Printers, name: str, bytes_max: int) -> No
         if answer[0] != RESULT:
             answer = (answer[0], (said + answer[1])[-SAID_BYTES:], answer[2])
         channel.answer(*answer)
+        if said:
+            channel.note_said(printers.count)
 
 
 def main() -> None:

@@ -28,12 +28,13 @@ class Tail:
     `head`: what was read of it already.
     """
 
-    __slots__ = ("_bytes", "_fd", "_loop", "_watching")
+    __slots__ = ("_bytes", "_count", "_fd", "_loop", "_watching")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, fd: int, head: bytes = b"") -> None:
         self._loop = loop
         self._fd = fd
         self._bytes = bytearray(head)
+        self._count = len(head)
         self._watching = False
 
     def watch(self) -> None:
@@ -49,9 +50,10 @@ class Tail:
                 break
         self._close()
 
-    def text(self) -> bytes:
-        """The tail so far."""
-        return bytes(self._bytes[-STDERR_TAIL_BYTES:])
+    def text(self, after: int = 0) -> bytes:
+        """The tail so far, without the first `after` bytes of all that came."""
+        gone = self._count - len(self._bytes)
+        return bytes(self._bytes[max(0, after - gone) :][-STDERR_TAIL_BYTES:])
 
     def _read(self) -> bool:
         try:
@@ -62,6 +64,7 @@ class Tail:
             self._close()
             return False
         self._bytes += data
+        self._count += len(data)
         if len(self._bytes) > _SLACK:
             del self._bytes[:-STDERR_TAIL_BYTES]
         return True

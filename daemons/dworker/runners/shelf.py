@@ -62,15 +62,22 @@ class Shelf:
         untold = self._untold(word)
         return untold if self._word() == word else None
 
+    @property
+    def said_bytes(self) -> int:
+        """How many bytes at the beginning of standard error are of tasks that were answered."""
+        return self._at(2)
+
     def _word(self) -> int:
+        return self._at(1)
+
+    def _at(self, place: int) -> int:
         # Not by `struct`, which puts it together from bytes.
-        with memoryview(self._shared) as bytes_, bytes_[8:16] as part, part.cast("Q") as word:
-            return int(word[0])
+        with memoryview(self._shared) as bytes_, bytes_[:_BODY] as part, part.cast("Q") as words:
+            return int(words[place])
 
     def _untold(self, word: int) -> Untold:
-        with memoryview(self._shared) as bytes_, bytes_[:8] as part, part.cast("Q") as begun:
-            size = min(word & (1 << LENGTH_BITS) - 1, SHELF_BYTES)
-            return Untold(begun[0], word >> LENGTH_BITS, bytes(bytes_[_BODY : _BODY + size]))
+        size = min(word & (1 << LENGTH_BITS) - 1, SHELF_BYTES)
+        return Untold(self._at(0), word >> LENGTH_BITS, self._shared[_BODY : _BODY + size])
 
 
 def make(folder: str) -> Shelf | None:
