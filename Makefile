@@ -4,7 +4,8 @@ PYTHON ?= $(shell for p in python3.11 python3; do $$p -c 'import sys; sys.exit(s
 VENV := .venv
 BIN := $(VENV)/bin
 CODE := daemons tests scripts $(wildcard demo bench)
-PYTEST_ARGS ?= -n 2 --dist worksteal
+# Three to two processors: the tests wait for half of their time.
+PYTEST_ARGS ?= -n 3 --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help venv test system fuzz lint format types demo mutants docs packages lock clean
