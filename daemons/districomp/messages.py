@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from districomp.model import Item, Machine, Payload, Time
+from districomp.model import Item, Machine, Now, Payload, Time
 
 PROTOCOL_VERSION: Final = 2
 FRAME_BYTES_MAX: Final = 1024 * 1024
@@ -75,7 +75,7 @@ class Welcome(Message, tag=4):
     epoch: int
     lease_s: float
     data_url: str
-    now: float
+    now: Now
     role: str = ""
     user: str = ""
     authorities: list[bytes] = []

@@ -90,6 +90,8 @@ Item = Payload | File
 
 Time = Annotated[float, msgspec.Meta(ge=-1e10, le=1e11)]
 """Unix seconds that can be shown as a date: of the years 1653 to 5138."""
+Now = Annotated[float, msgspec.Meta(ge=0, le=1e10)]
+"""What a clock says, until the year 2286: whatever is told by it for years is still a Time."""
 
 
 class Machine(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):

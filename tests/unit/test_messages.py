@@ -60,6 +60,13 @@ def test_a_time_that_cannot_be_shown_as_a_date_is_not_taken(time: float) -> None
             Decoder().receive(encode(message))
 
 
+@pytest.mark.parametrize("now", [1e11, -1.0, math.inf, math.nan])
+def test_a_clock_whose_times_nobody_would_take_is_not_believed(now: float) -> None:
+    """A worker tells all times by the coordinator's clock, and would be sent away for each report."""
+    with pytest.raises(RemoteProtocolError):
+        Decoder().receive(encode(messages.Welcome(messages.PROTOCOL_VERSION, "c", "n", 1, 15.0, "", now)))
+
+
 def test_each_time_that_is_taken_can_be_shown() -> None:
     (limits,) = [one for one in get_args(Time) if isinstance(one, msgspec.Meta)]
     assert iso_time(limits.ge)
