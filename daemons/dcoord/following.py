@@ -24,6 +24,8 @@ ENTRY_BYTES: Final = 256
 
 Rows = tuple[list[bytes], int]
 """Packed outcomes in their order, and the serial of the last."""
+Spawn = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
+"""Runs something beside the loop, whose fault ends the daemon rather than leaving somebody waiting."""
 ReadRows = Callable[[Connection, int, int, int], Coroutine[Any, Any, Rows | None]]
 """(connection, request, job, after): the next rows from the journal, about BATCH_BYTES; None: the client was told why not."""
 
@@ -71,9 +73,10 @@ class _Client:
 class Following:
     """All requests for results. `core` gives the core of now, which must be as the journal is whenever this is called."""
 
-    def __init__(self, core: Callable[[], Core], read: ReadRows) -> None:
+    def __init__(self, core: Callable[[], Core], read: ReadRows, spawn: Spawn) -> None:
         self._core = core
         self._read = read
+        self._spawn = spawn
         self._jobs: dict[int, _Followed] = {}
         self._clients: dict[int, _Client] = {}
         self._recent: OrderedDict[tuple[int, int], bytes] = OrderedDict()
@@ -188,7 +191,7 @@ class Following:
         follower.is_behind = True
         client.behind.append(follower)
         if client.pump is None:
-            client.pump = asyncio.get_running_loop().create_task(self._pump(client, follower.connection))
+            client.pump = self._spawn(self._pump(client, follower.connection))
 
     async def _pump(self, client: _Client, connection: Connection) -> None:
         """Serve those of one connection that are behind, in turn and at its pace: one piece is under way at a time."""

@@ -6,10 +6,10 @@ be lost. How results travel is `following.py`'s. Journal reads run in a thread o
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -20,7 +20,7 @@ from dcoord.core.explain import explain
 from dcoord.core.job import Job
 from dcoord.core.records import Record, RestoredJob
 from dcoord.core.rights import Principal, sees
-from dcoord.following import Following, Rows
+from dcoord.following import Following, Rows, Spawn
 from dcoord.journal import Reader
 from dcoord.taskview import JobSnapshot, Running, task_document, task_documents
 from districomp import clock
@@ -61,9 +61,7 @@ class _Watcher:
 class Sessions:
     """Answers clients from the core (in the loop) and from the journal (in the reading thread)."""
 
-    def __init__(
-        self, core: Callable[[], Core], journal: Path, spawn: Callable[[Coroutine[Any, Any, None]], None]
-    ) -> None:
+    def __init__(self, core: Callable[[], Core], journal: Path, spawn: Spawn) -> None:
         """`core` gives the core of now: it may be replaced when the journal fails. `spawn` runs something beside the loop."""
         self.definitions: list[DefinitionDocument] = []
         self._core = core
@@ -72,7 +70,7 @@ class Sessions:
         self._reader: Reader | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal-reader")
         self._watchers: dict[int, dict[_Watcher, None]] = {}
-        self._following = Following(core, self._read_rows)
+        self._following = Following(core, self._read_rows, spawn)
         self._parked: dict[int, int] = {}
 
     # ---- the driver's side ----

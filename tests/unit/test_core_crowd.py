@@ -1,5 +1,7 @@
 """Placement over many workers: what it costs follows the work, and nobody who could help is left out for long."""
 
+import gc
+
 from dcoord.core.place import LEASED_MANY, PASS_MAX, WAVE_S, WAVE_WORKERS
 from districomp.messages import BATCH_TASKS, Assign
 from tests.unit.corelab import Lab
@@ -81,3 +83,13 @@ def test_who_was_given_something_is_last_in_line() -> None:
     for _ in range(4):
         lab.submit(1)
     assert given(lab) == {1: 1, 2: 1, 3: 1, 4: 1}
+
+
+def test_leases_are_out_of_the_garbage_collectors_sight() -> None:
+    """With hundreds of thousands of them it would take a third of the coordinator's time to look at them for cycles."""
+    lab = Lab()
+    crowd(lab, 1, slots=4)
+    lab.submit(4)
+    (worker,) = lab.core.fleet.by_id.values()
+    assert len(worker.leases) == 4
+    assert not any(gc.is_tracked(lease) for lease in worker.leases.values())
